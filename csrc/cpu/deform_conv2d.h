@@ -1,0 +1,137 @@
+// What the forward and the backward pass of deformable convolution share: the shapes, their check, the sampling plan.
+#pragma once
+
+#include "../geometry.h"
+#include "tensors.h"
+
+namespace d2_deform::cpu {
+
+// Sizes of one call. A "tap" is one of the kernel's kernel_h * kernel_w positions.
+struct ConvShape {
+  int64_t batch, in_channels, height, width;
+  int64_t out_channels, kernel_h, kernel_w, out_height, out_width;
+  int64_t groups, deform_groups;
+  int64_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t cells() const { return height * width; }
+  int64_t pixels() const { return out_height * out_width; }
+  int64_t group_in() const { return in_channels / groups; }
+  int64_t group_out() const { return out_channels / groups; }
+  int64_t deform_channels() const { return in_channels / deform_groups; }
+  bool depthwise() const { return group_in() == 1 && group_out() == 1; }
+};
+
+inline int64_t conv_length(
+    int64_t length, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  return (length + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+// Reads the shapes; throws where a kernel would read outside a tensor (the Python functions explain more kindly).
+inline ConvShape conv_shape(
+    const Tensor& input,
+    const Tensor& offset,
+    const Tensor& weight,
+    const std::optional<Tensor>& mask,
+    int64_t stride_h,
+    int64_t stride_w,
+    int64_t pad_h,
+    int64_t pad_w,
+    int64_t dilation_h,
+    int64_t dilation_w) {
+  STD_TORCH_CHECK(input.dim() == 4, "input: expected (N, C, H, W)");
+  STD_TORCH_CHECK(offset.dim() == 4, "offset: expected (N, 2*G*kh*kw, Ho, Wo)");
+  STD_TORCH_CHECK(weight.dim() == 4, "weight: expected (out, in/groups, kh, kw)");
+  STD_TORCH_CHECK(
+      stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0 && pad_h >= 0 && pad_w >= 0,
+      "stride and dilation must be positive, padding must not be negative");
+  ConvShape s{};
+  s.batch = input.size(0);
+  s.in_channels = input.size(1);
+  s.height = input.size(2);
+  s.width = input.size(3);
+  s.out_channels = weight.size(0);
+  s.kernel_h = weight.size(2);
+  s.kernel_w = weight.size(3);
+  s.stride_h = stride_h;
+  s.stride_w = stride_w;
+  s.pad_h = pad_h;
+  s.pad_w = pad_w;
+  s.dilation_h = dilation_h;
+  s.dilation_w = dilation_w;
+  STD_TORCH_CHECK(
+      s.taps() > 0 && s.in_channels > 0 && s.out_channels > 0 && weight.size(1) > 0,
+      "input and weight: expected at least one channel and one tap");
+  STD_TORCH_CHECK(
+      s.in_channels % weight.size(1) == 0, "weight: size(1) must divide the input channels");
+  s.groups = s.in_channels / weight.size(1);
+  STD_TORCH_CHECK(
+      s.out_channels % s.groups == 0, "weight: size(0) must be a multiple of the groups");
+  STD_TORCH_CHECK(
+      offset.size(1) > 0 && offset.size(1) % (2 * s.taps()) == 0,
+      "offset: size(1) must be a multiple of 2*kh*kw");
+  s.deform_groups = offset.size(1) / (2 * s.taps());
+  STD_TORCH_CHECK(
+      s.in_channels % s.deform_groups == 0,
+      "offset: its deformable groups must divide the input channels");
+  s.out_height = conv_length(s.height, s.kernel_h, stride_h, pad_h, dilation_h);
+  s.out_width = conv_length(s.width, s.kernel_w, stride_w, pad_w, dilation_w);
+  STD_TORCH_CHECK(
+      s.out_height > 0 && s.out_width > 0, "input: too small for this kernel, no output is left");
+  STD_TORCH_CHECK(
+      offset.size(0) == s.batch && offset.size(2) == s.out_height && offset.size(3) == s.out_width,
+      "offset: expected one pair per output pixel");
+  if (mask.has_value()) {
+    STD_TORCH_CHECK(
+        mask->dim() == 4 && mask->size(0) == s.batch &&
+            mask->size(1) == s.deform_groups * s.taps() && mask->size(2) == s.out_height &&
+            mask->size(3) == s.out_width,
+        "mask: expected one value per deformable group, tap and output pixel");
+  }
+  return s;
+}
+
+// Where one tap of one deformable group samples for a run of output pixels: computed once, used by all its channels.
+template <typename T>
+struct SamplingPlan {
+  std::vector<BilinearSample<T>> samples;
+  std::vector<int64_t> index;  // 4 per pixel: cell, or `missing` where there is none
+  std::vector<T> weight;  // 4 per pixel, times the mask; 0 where there is no cell
+  std::vector<T> mask;
+
+  explicit SamplingPlan(int64_t pixels)
+      : samples(pixels), index(4 * pixels), weight(4 * pixels), mask(pixels) {}
+
+  // offset: (2*G*taps, Ho*Wo) of one picture, mask_data: (G*taps, Ho*Wo) or null.
+  void make(
+      const ConvShape& s,
+      const T* offset,
+      const T* mask_data,
+      int64_t deform_group,
+      int64_t tap,
+      int64_t first,
+      int64_t count,
+      int64_t missing) {
+    const int64_t row = deform_group * s.taps() + tap;
+    const T* dy = offset + 2 * row * s.pixels() + first;
+    const T* dx = dy + s.pixels();
+    const int64_t tap_y = tap / s.kernel_w * s.dilation_h - s.pad_h;
+    const int64_t tap_x = tap % s.kernel_w * s.dilation_w - s.pad_w;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t pixel = first + i;
+      const T y = static_cast<T>(pixel / s.out_width * s.stride_h + tap_y) + dy[i];
+      const T x = static_cast<T>(pixel % s.out_width * s.stride_w + tap_x) + dx[i];
+      samples[i] = bilinear_sample(y, x, s.height, s.width);
+      mask[i] = mask_data ? mask_data[row * s.pixels() + pixel] : T(1);
+      T w[4];
+      bilinear_weights(samples[i], w);
+      for (int j = 0; j < 4; ++j) {
+        const bool exists = samples[i].index[j] >= 0;
+        index[4 * i + j] = exists ? samples[i].index[j] : missing;
+        weight[4 * i + j] = exists ? w[j] * mask[i] : T(0);
+      }
+    }
+  }
+};
+
+}  // namespace d2_deform::cpu
