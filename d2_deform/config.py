@@ -1,0 +1,80 @@
+"""The plugin's configuration keys."""
+
+from detectron2.config import CfgNode
+
+__all__ = ["add_deform_config"]
+
+
+def add_deform_config(cfg: CfgNode) -> None:
+    """Adds every key of this plugin, with its default, to one config.
+
+    Call it before ``merge_from_file``, in any order with other projects' ``add_*_config``:
+
+        >>> cfg = get_cfg()
+        >>> add_deform_config(cfg)
+        >>> cfg.merge_from_file("configs/...")
+
+    Args:
+        cfg: changed in place. Detectron2's global default is not.
+    """
+    # ------------------------------------------------------------------------ #
+    # Backbone "build_deform_resnet_backbone"; it reads MODEL.RESNETS as well
+    # ------------------------------------------------------------------------ #
+    cfg.MODEL.DEFORM = CfgNode()
+    # The last N 3x3 convolutions of the backbone are deformable, counted from its end across
+    # stages: 3 is all of res5 in ResNet-50 to 152 (the paper's default), 6 reaches into res4,
+    # 0 is the plain network. A block of ResNet-18/34 has two of them, others have one.
+    cfg.MODEL.DEFORM.NUM_LAYERS = 3
+    # True: every tap also has a learnt factor (DCNv2); it starts at 0.5.
+    cfg.MODEL.DEFORM.MODULATED = False
+    # Groups of channels, each with offsets of its own. The paper's figures fit 1; the authors'
+    # released detectors have 4.
+    cfg.MODEL.DEFORM.NUM_GROUPS = 1
+
+    # Dilation of res4's 3x3 convolutions, any number from 1; above 1 the stage keeps its stride
+    # at 1. So does MODEL.RESNETS.RES5_DILATION, Detectron2's own key, in this backbone.
+    # Detectron2's DeepLab project adds the same key with the same default.
+    if "RES4_DILATION" not in cfg.MODEL.RESNETS:
+        cfg.MODEL.RESNETS.RES4_DILATION = 1
+
+    # ------------------------------------------------------------------------ #
+    # R-FCN, ROI_HEADS.NAME "RFCNROIHeads". Bins on a side: ROI_BOX_HEAD.POOLER_RESOLUTION;
+    # its feature map: ROI_HEADS.IN_FEATURES; the proposals': RPN.IN_FEATURES
+    # ------------------------------------------------------------------------ #
+    cfg.MODEL.RFCN = CfgNode()
+    # Channels of the 1x1 convolution between the backbone and the position-sensitive maps
+    cfg.MODEL.RFCN.CONV_DIM = 1024
+    # Deformable (True) or rigid position-sensitive RoI pooling
+    cfg.MODEL.RFCN.DEFORM_POOL = True
+    # Samples on a side of each bin: 4 means 4 x 4
+    cfg.MODEL.RFCN.SAMPLING_RATIO = 4
+    # Bins move by GAMMA x learnt offset x RoI size
+    cfg.MODEL.RFCN.GAMMA = 0.1
+    # True: continuous coordinates as Detectron2's ROIAlignV2. False: the official release's
+    # rounding, for weights trained with it.
+    cfg.MODEL.RFCN.ALIGNED = True
+
+    # ------------------------------------------------------------------------ #
+    # Solver
+    # ------------------------------------------------------------------------ #
+    # "SGD" or "ADAMW"
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Learning-rate factor of every layer that predicts offsets. None: 1 with SGD (the paper),
+    # 0.05 with AdamW, under which offsets run away at 1.
+    cfg.SOLVER.OFFSET_LR_FACTOR = None
+    # The same for the offset layers of RoI pooling alone. None: as OFFSET_LR_FACTOR. The paper
+    # has 0.01 for Faster R-CNN's fully connected one.
+    cfg.SOLVER.ROI_OFFSET_LR_FACTOR = None
+    # Learning-rate factor of R-FCN's new 1x1 convolution; 3 in the official release
+    cfg.SOLVER.NEW_CONV_LR_FACTOR = 1.0
+
+    # ------------------------------------------------------------------------ #
+    # Data: a folder of one's own in PASCAL VOC's layout
+    # ------------------------------------------------------------------------ #
+    cfg.DATASETS.VOC_FOLDER = CfgNode()
+    # The folder with Annotations/, ImageSets/Main/ and JPEGImages/. Each ImageSets/Main/<split>.txt
+    # becomes the data set "voc_folder_<split>". "": none.
+    cfg.DATASETS.VOC_FOLDER.ROOT = ""
+    # Text file with one class name a line, in the order of their numbers. "": the classes that the
+    # annotations name, sorted.
+    cfg.DATASETS.VOC_FOLDER.CLASSES_FILE = ""

@@ -1,0 +1,5 @@
+"""Evaluators beside Detectron2's own."""
+
+from d2_deform.evaluation.voc_folder_evaluation import VOCFolderEvaluator
+
+__all__ = ["VOCFolderEvaluator"]
