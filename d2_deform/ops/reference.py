@@ -261,8 +261,8 @@ def _sample_clamped(
     `right_hand` chooses the derivative at integers: the right-hand one, else 0.
     """
     height, width = maps.shape[-2:]
-    y = torch.where(kept, y, 0.0).clamp(0, height - 1)
-    x = torch.where(kept, x, 0.0).clamp(0, width - 1)
+    y = _clamped(torch.where(kept, y, 0.0), height - 1)
+    x = _clamped(torch.where(kept, x, 0.0), width - 1)
     y0, x0 = y.floor(), x.floor()
     # Two equal neighbours have no difference, hence no derivative.
     y1 = (y0 + 1).clamp(max=height - 1) if right_hand else y.ceil()
@@ -274,6 +274,12 @@ def _sample_clamped(
         for column, weight_x in ((x0, x0 + 1 - x), (x1, x - x0))
     ]
     return torch.stack(terms).sum(0)
+
+
+def _clamped(values: Tensor, last: int) -> Tensor:
+    """clamp(0, last), but values on a limit, which it does not move, keep their derivative."""
+    values = torch.where(values < 0, 0.0, values)
+    return torch.where(values > last, float(last), values)
 
 
 def _with_zero_cell(maps: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""Detectron2's default trainer, with the plugin's optimizer, evaluators and offset monitor."""
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    SemSegEvaluator,
+)
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from d2_deform.engine.hooks import OffsetMonitor
+from d2_deform.evaluation import VOCFolderEvaluator
+from d2_deform.solver import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["DeformTrainer", "build_evaluator"]
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class DeformTrainer(DefaultTrainer):
+    """Trains, evaluates and resumes as ``DefaultTrainer`` does.
+
+    What it adds: the optimizer of :mod:`d2_deform.solver`, an evaluator by the data set's type,
+    :class:`~d2_deform.engine.hooks.OffsetMonitor`, and two class methods in which a subclass can
+    name its own data mappers.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        if not logging.getLogger("d2_deform").isEnabledFor(logging.INFO):
+            setup_logger(name="d2_deform")  # as DefaultTrainer does for its own lines
+        super().__init__(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_mapper(cls, cfg: CfgNode) -> Mapper | None:
+        """The mapper of training data; None is Detectron2's ``DatasetMapper``."""
+        return None
+
+    @classmethod
+    def build_test_mapper(cls, cfg: CfgNode, dataset_name: str) -> Mapper | None:
+        """The mapper of one test set; None is Detectron2's ``DatasetMapper``."""
+        return None
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        return build_detection_train_loader(cfg, mapper=cls.build_train_mapper(cfg))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        mapper = cls.build_test_mapper(cfg, dataset_name)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        hooks = super().build_hooks()
+        # Before any hook that runs the model itself (evaluation) or writes the storage.
+        hooks.insert(1, OffsetMonitor())
+        return hooks
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluates with Detectron2's test-time augmentation, settings under TEST.AUG.
+
+        Returns:
+            As ``test``, with "_TTA" behind every task's name.
+        """
+        logger.info("Running inference with test-time augmentation ...")
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{task}_TTA", result) for task, result in results.items())
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """The evaluators that belong to a data set, by its metadata's ``evaluator_type``.
+
+    Args:
+        cfg: for OUTPUT_DIR.
+        dataset_name: a registered data set.
+        output_folder: where evaluators write; None is "inference" in OUTPUT_DIR.
+
+    Raises:
+        NotImplementedError: the type is none of those below; the trainer then skips the data set.
+    """
+    output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    builders: dict[str, list[Callable[[], DatasetEvaluator]]] = {
+        # The same figures as Detectron2's PascalVOCDetectionEvaluator, which gives NaN where a
+        # split has no object of some class.
+        "pascal_voc": [lambda: VOCFolderEvaluator(dataset_name)],
+        "voc_folder": [lambda: VOCFolderEvaluator(dataset_name)],
+        "coco": [lambda: COCOEvaluator(dataset_name, output_dir=output_folder)],
+        "lvis": [lambda: LVISEvaluator(dataset_name, output_dir=output_folder)],
+        "sem_seg": [lambda: SemSegEvaluator(dataset_name, output_dir=output_folder)],
+        "cityscapes_instance": [lambda: CityscapesInstanceEvaluator(dataset_name)],
+        "cityscapes_sem_seg": [lambda: CityscapesSemSegEvaluator(dataset_name)],
+        "coco_panoptic_seg": [
+            lambda: SemSegEvaluator(dataset_name, output_dir=output_folder),
+            lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
+            lambda: COCOPanopticEvaluator(dataset_name, output_folder),
+        ],
+    }
+    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if evaluator_type not in builders:
+        raise NotImplementedError(
+            f"No evaluator for data set '{dataset_name}' of evaluator_type {evaluator_type!r}; "
+            f"known are {', '.join(sorted(builders))}."
+        )
+    evaluators = [build() for build in builders[evaluator_type]]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

@@ -1,0 +1,42 @@
+"""build_evaluator: the evaluator that belongs to a data set."""
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
+
+from d2_deform.engine import DeformTrainer
+from d2_deform.evaluation import VOCFolderEvaluator
+
+
+@pytest.mark.parametrize(
+    "dataset_name, evaluator",
+    [
+        ("deformed_digits_val", VOCFolderEvaluator),
+        ("coco_2017_val", COCOEvaluator),
+    ],
+)
+def test_by_type(dataset_name, evaluator, tmp_path):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    assert isinstance(DeformTrainer.build_evaluator(cfg, dataset_name), evaluator)
+
+
+def test_sem_seg(tmp_path, monkeypatch):
+    from detectron2.data import DatasetCatalog
+
+    name = "test_build_evaluator_sem_seg"
+    DatasetCatalog.register(name, lambda: [{"file_name": "a", "sem_seg_file_name": "b"}])
+    MetadataCatalog.get(name).set(evaluator_type="sem_seg", stuff_classes=["x"], ignore_label=255)
+    try:
+        evaluator = DeformTrainer.build_evaluator(get_cfg(), name, str(tmp_path))
+        assert isinstance(evaluator, SemSegEvaluator)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_unknown_type():
+    with pytest.raises(NotImplementedError, match="'nothing' of evaluator_type None; known are"):
+        DeformTrainer.build_evaluator(get_cfg(), "nothing")
+    MetadataCatalog.remove("nothing")

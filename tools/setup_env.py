@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Sets up an environment for d2_deform (what ``make setup`` runs).
+
+Where the active Python has torch and Detectron2 already, that environment is used as it is: only
+small things that are missing are added. Else ``.venv`` is made, with the versions of
+``constraints.txt``. Either way the plugin is installed as editable. Run again, it does nothing but
+recompile what changed in ``csrc/``.
+
+Standard library only: this runs before anything is installed.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+CONSTRAINTS = ROOT / "constraints.txt"
+MINIMUM_PYTHON = (3, 10)
+MINIMUM_TORCH = [2, 10]
+
+# Detectron2 has no registry release of its own. This is upstream of August 2024, redistributed
+# (Apache-2.0).
+DETECTRON2 = "sal-detectron2==0.7.2"
+DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+
+
+def say(text):
+    print("setup: " + text, flush=True)
+
+
+def stop(text):
+    sys.exit("setup: " + text)
+
+
+def run(command, step, **options):
+    if subprocess.run([str(part) for part in command], cwd=str(ROOT), **options).returncode != 0:
+        stop(step + " failed (its messages are above). Run it again to go on from here.")
+
+
+def pip(python, *arguments, step):
+    verbosity = [] if os.environ.get("V") else ["-q"]
+    quiet = ["--disable-pip-version-check", "--no-input", *verbosity]
+    run([python, "-m", "pip", *arguments, *quiet], step)
+
+
+def in_own_venv():
+    return Path(sys.prefix).resolve() == VENV.resolve()
+
+
+def has(module):
+    return importlib.util.find_spec(module) is not None
+
+
+def active_environment_serves():
+    """Whether the Python that runs this is one of the user's own, with torch and Detectron2."""
+    return not in_own_venv() and has("torch") and has("detectron2") and not too_old_torch()
+
+
+def too_old_torch():
+    """The active environment's torch where it is too old, else empty."""
+    version = importlib.metadata.version("torch") if has("torch") else "99.0"
+    return version if [int(part) for part in version.split(".")[:2]] < MINIMUM_TORCH else ""
+
+
+def environment():
+    """Its Python and its folder."""
+    if active_environment_serves():
+        return Path(sys.executable), Path(sys.prefix)
+    return VENV / "bin" / "python", VENV
+
+
+def fingerprint():
+    """Of all that decides what is installed."""
+    digest = hashlib.sha256(str(ROOT).encode())
+    for name in ("constraints.txt", "setup.py", "tools/setup_env.py"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def check_machine():
+    if sys.version_info < MINIMUM_PYTHON:
+        stop(
+            "Python 3.10 or newer is needed, this is {}.{}: make PYTHON=python3.11 ...".format(
+                *sys.version_info[:2]
+            )
+        )
+    compilers = [os.environ.get("CXX", "").split(" ")[0], "c++", "g++", "clang++"]
+    if not any(name and shutil.which(name) for name in compilers):
+        stop("no C++ compiler: install g++ (Debian and Ubuntu: apt-get install g++) or set CXX.")
+
+
+def make_venv():
+    say("making .venv with Python {}.{}".format(*sys.version_info[:2]))
+    python = VENV / "bin" / "python"
+    if has("ensurepip"):
+        run([sys.executable, "-m", "venv", VENV], "making .venv")
+    elif has("pip"):  # Debian's python3 without python3-venv
+        run([sys.executable, "-m", "venv", "--without-pip", VENV], "making .venv")
+        pip(sys.executable, "--python", python, "install", "pip", step="installing pip into .venv")
+    else:
+        stop("Python's venv module is not complete: apt-get install python3-venv (or python3-pip).")
+
+
+def fetch_detectron2(python, folder):
+    """Downloads Detectron2, checks it, and returns a wheel that suits every Python and torch.
+
+    The published one holds a library compiled for one Python and one old torch. Without it
+    Detectron2 runs on its Python code, torchvision's operators, and ours.
+    """
+    # The wheel's own tags, which this Python does not share, have to be asked for by name.
+    tags = ["--python-version=3.10", "--implementation=cp", "--abi=none", "--platform=any"]
+    options = ["--no-deps", "--only-binary=:all:", *tags, "-d", folder]
+    pip(python, "download", *options, DETECTRON2, step="downloading Detectron2")
+    (downloaded,) = folder.glob("*.whl")
+    found = hashlib.sha256(downloaded.read_bytes()).hexdigest()
+    if found != DETECTRON2_SHA256:
+        stop(f"{downloaded.name} has checksum {found}, not {DETECTRON2_SHA256}: not installed.")
+    target = folder / (downloaded.name.split("-cp310-")[0] + "-py3-none-any.whl")
+    with zipfile.ZipFile(downloaded) as source:
+        contents = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, content in contents.items():
+            # tools/ would be installed beside the packages, where it hides other folders so named.
+            if name.endswith((".so", "/RECORD")) or name.startswith("tools/"):
+                continue
+            if name.endswith(".dist-info/WHEEL"):
+                content = re.sub(rb"(?m)^Tag: .*$", b"Tag: py3-none-any", content)
+                content = content.replace(b"Root-Is-Purelib: false", b"Root-Is-Purelib: true")
+            elif name.endswith(".dist-info/METADATA"):
+                content = correct_requirements(content.decode()).encode()
+            wheel.writestr(name, content)
+        # pip wants the list of files, and takes it without checksums.
+        (record,) = [name for name in contents if name.endswith(".dist-info/RECORD")]
+        wheel.writestr(record, "".join(name + ",,\n" for name in [*wheel.namelist(), record]))
+    return target
+
+
+def correct_requirements(metadata):
+    """What Detectron2 needs today, so that pip neither sets numpy back nor reports conflicts.
+
+    ``numpy<2`` was written before numpy 2, with which it works (tried: training, evaluation,
+    prediction); black is needed only to print a LazyConfig prettily; fvcore, iopath and setuptools
+    (pkg_resources) are imported but not named.
+    """
+    wrong = ["numpy<2", "black"]
+    missing = ["numpy", "fvcore", "iopath", "setuptools<81"]
+    head, separator, description = metadata.partition("\n\n")
+    lines = [line for line in head.splitlines() if line.replace("Requires-Dist: ", "") not in wrong]
+    lines += ["Requires-Dist: " + name for name in missing]
+    return "\n".join(lines) + separator + description
+
+
+def installed_versions(python):
+    command = [str(python), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
+    listed = json.loads(subprocess.check_output(command, cwd=str(ROOT)))
+    return {canonical(item["name"]): item["version"] for item in listed}
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def keep_what_is_there(python, folder):
+    """Constraints that leave what is installed at its version; constraints.txt for all others."""
+    present = installed_versions(python)
+    lines = [f"{name}=={version}" for name, version in present.items()]
+    for line in CONSTRAINTS.read_text().splitlines():
+        if line and not line.startswith("#") and canonical(line.split("==")[0]) not in present:
+            lines.append(line)
+    path = folder / "constraints.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def install_stack(python):
+    """torch, torchvision and Detectron2 in .venv."""
+    say("installing torch and torchvision (about 3 GB to download, 5.5 GB on disk; minutes)")
+    wanted = ["torch", "torchvision", "setuptools", "wheel"]
+    pip(python, "install", "-c", CONSTRAINTS, *wanted, step="installing torch")
+    if installed_versions(python).keys() & {"detectron2", "sal-detectron2"}:
+        return
+    say("installing Detectron2 (" + DETECTRON2 + " without its compiled part) and what it needs")
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = fetch_detectron2(python, Path(folder))
+        pip(python, "install", "-c", CONSTRAINTS, wheel, step="installing Detectron2")
+
+
+def install_plugin(python, constraints, extras):
+    say("compiling csrc/, installing the plugin (editable) and small tools for tests and lint")
+    run([python, "setup.py", "-q", "build_ext", "--inplace"], "compiling csrc/")
+    plugin = ["--no-build-isolation", "-e", ".[" + extras + "]"]
+    pip(python, "install", "-c", constraints, *plugin, step="installing the plugin")
+
+
+def set_up():
+    check_machine()
+    python, prefix = environment()
+    own = prefix != VENV
+    stamp = prefix / ".d2_deform_setup"
+    wanted = fingerprint()
+    name = str(prefix) if own else ".venv"
+    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
+        run([python, "setup.py", "-q", "build_ext", "--inplace"], "compiling csrc/")
+        say(name + " is ready")
+        return
+    if own:
+        say("using the active environment " + name + ", which has torch and Detectron2, as it is")
+        if not has("pip"):
+            stop("the active environment has no pip: run `python -m ensurepip` in it.")
+        with tempfile.TemporaryDirectory() as folder:
+            constraints = keep_what_is_there(python, Path(folder))
+            build = ["setuptools", "wheel"]
+            pip(python, "install", "-c", constraints, *build, step="installing setuptools")
+            # digits names opencv-python-headless, which must not come beside another OpenCV.
+            extras = "dev" if has("cv2") and has("sklearn") else "dev,digits"
+            install_plugin(python, constraints, extras)
+    else:
+        if has("detectron2") and too_old_torch():
+            say(
+                "not using the active environment: torch " + too_old_torch() + " is older than 2.10"
+            )
+        if not python.exists():
+            make_venv()
+        install_stack(python)
+        install_plugin(python, CONSTRAINTS, "dev,digits")
+    check = "import d2_deform.ops, torchvision, detectron2"
+    run([python, "-c", check], "importing what was installed", stdout=subprocess.DEVNULL)
+    stamp.write_text(wanted)
+    say(name + " is ready")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--which", action="store_true", help="print its Python, do nothing")
+    if parser.parse_args().which:
+        print(environment()[0])
+    else:
+        set_up()
