@@ -5,9 +5,9 @@
 // is sum_y sum_x weight_y * weight_x * map[y][x] / (count_y * count_x).
 #pragma once
 
-#include "geometry.h"
-
 #include <cmath>
+
+#include "geometry.h"
 
 namespace d2_deform {
 
@@ -16,7 +16,7 @@ struct RoIRule {
   double spatial_scale;
   double gamma;
   int64_t samples;  // per bin and axis
-  bool aligned;  // Detectron2's continuous coordinates; otherwise the official release's
+  bool aligned;     // Detectron2's continuous coordinates; otherwise the official release's
 };
 
 // A box in feature-map cells. batch = -1: its picture does not exist.
@@ -93,7 +93,8 @@ D2_DEFORM_HOST_DEVICE int axis_cells(
   const T bin_length = length / static_cast<T>(bins);
   const T step = bin_length / static_cast<T>(rule.samples);
   const T first = start + static_cast<T>(bin) * bin_length +
-      shift * static_cast<T>(rule.gamma) * length + (rule.aligned ? T(0.5) * step : T(0));
+                  shift * static_cast<T>(rule.gamma) * length +
+                  (rule.aligned ? T(0.5) * step : T(0));
   const T last = static_cast<T>(extent - 1);
   int count = 0;
   *size = 0;

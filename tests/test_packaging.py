@@ -22,6 +22,7 @@ NOT_COPIED = shutil.ignore_patterns(
     "bdist.*",
     "dist",
     "output",
+    "datasets",
     "*.egg-info",
     "*.so",
     "__pycache__",
@@ -140,7 +141,7 @@ def test_requirements_do_not_name_detectron2():
 
 @pytest.mark.parametrize("library", sorted(PACKAGE.glob("_C*.so")), ids=lambda path: path.name)
 def test_library_needs_only_the_stable_abi(library):
-    """A C++ symbol of ATen or c10 would tie the library to one torch release, one of Python to one Python."""
+    """A C++ symbol of ATen or c10 would tie the library to one torch, one of Python to a Python."""
     if shutil.which("nm") is None:
         pytest.skip("nm (binutils) is not installed")
     symbols = run("nm", "-D", "-C", "--undefined-only", str(library), cwd=ROOT).splitlines()

@@ -1,11 +1,11 @@
 // Which instruction set this processor has, and so which kernels run.
-#include "kernels.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdlib>
 #include <string>
+
+#include "kernels.h"
 
 namespace d2_deform::cpu {
 namespace {
@@ -43,8 +43,7 @@ Set choose_set() {
       return set;
     }
   }
-  STD_TORCH_CHECK(
-      false, "D2_DEFORM_CPU_CAPABILITY=", wanted, ": expected default, avx2 or avx512");
+  STD_TORCH_CHECK(false, "D2_DEFORM_CPU_CAPABILITY=", wanted, ": expected default, avx2 or avx512");
   return best;
 }
 

@@ -4,6 +4,7 @@
 // channels) a tile's samples are gathered into a matrix that stays in the level-2 cache and multiplied into the tile's
 // sums at once. Nothing grows with the batch. Every output is summed in the same order whatever the number of threads.
 #include "deform_conv2d.h"
+
 #include "kernels.h"
 
 namespace d2_deform::cpu {
@@ -71,7 +72,7 @@ template <typename T>
 struct ForwardTile {
   SamplingPlan<T> plan;
   std::vector<T> columns;  // pixels x kDepth
-  std::vector<T> sums;  // pixels x padded outputs
+  std::vector<T> sums;     // pixels x padded outputs
 
   ForwardTile(int64_t pixels, int64_t outputs)
       : plan(pixels), columns(pixels * kDepth), sums(pixels * outputs) {}
@@ -190,8 +191,7 @@ void forward(
             const int64_t w = (pixel + q) % s.out_width;
             S* target = out.data + h * out.row_stride + w * out.column_stride;
             for (int64_t o = o0; o < o1; ++o) {
-              const int64_t column =
-                  o / s.group_out() * group_width + o % s.group_out();
+              const int64_t column = o / s.group_out() * group_width + o % s.group_out();
               const T sum = work.sums[q * outputs + column] + (biases ? biases[o] : T(0));
               target[o * out.channel_stride] = static_cast<S>(sum);
             }

@@ -96,7 +96,7 @@ template <typename T>
 struct SamplingPlan {
   std::vector<BilinearSample<T>> samples;
   std::vector<int64_t> index;  // 4 per pixel: cell, or `missing` where there is none
-  std::vector<T> weight;  // 4 per pixel, times the mask; 0 where there is no cell
+  std::vector<T> weight;       // 4 per pixel, times the mask; 0 where there is no cell
   std::vector<T> mask;
 
   explicit SamplingPlan(int64_t pixels)

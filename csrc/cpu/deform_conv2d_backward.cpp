@@ -337,10 +337,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
   STD_TORCH_CHECK(
       grad_output.dim() == 4 && grad_output.size(0) == s.batch &&
           grad_output.size(1) == s.out_channels && grad_output.size(2) == s.out_height &&
-          grad_output.size(3) == s.out_width &&
-          grad_output.scalar_type() == input.scalar_type(),
+          grad_output.size(3) == s.out_width && grad_output.scalar_type() == input.scalar_type(),
       "grad_output: expected the shape and type of the output");
-  STD_TORCH_CHECK(!need_mask || mask.has_value(), "mask: its gradient is asked for, but it is absent");
+  STD_TORCH_CHECK(
+      !need_mask || mask.has_value(), "mask: its gradient is asked for, but it is absent");
   Gradients gradients{
       need_input ? empty_as(
                        input,

@@ -63,10 +63,10 @@ void backward(
     const PoolShape& s,
     const RoIRule& rule,
     const T* grad_output,  // (R, out_channels, Ph, Pw)
-    const T* input,  // (N, C, H, W)
+    const T* input,        // (N, C, H, W)
     const T* rois,
     const T* offset,
-    T* grad_input,  // (N, C, H, W), zeros; or null
+    T* grad_input,     // (N, C, H, W), zeros; or null
     T* grad_offset) {  // (R, 2K, Ph, Pw), zeros; or null
   const int64_t grid = s.group_size * s.group_size;
   torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t begin, int64_t end) {

@@ -52,10 +52,10 @@ void backward(
     const PoolShape& s,
     const RoIRule& rule,
     const T* grad_output,  // (R, Ph, Pw, C)
-    const T* input,  // (N, H, W, C)
+    const T* input,        // (N, H, W, C)
     const T* rois,
     const T* offset,
-    T* grad_input,  // (N, H, W, C), zeros; or null
+    T* grad_input,     // (N, H, W, C), zeros; or null
     T* grad_offset) {  // (R, 2K, Ph, Pw); or null
   const Kernels<T>& kernel = kernels<T>();
   const int64_t per_group = (s.group_channels() + kSliceChannels - 1) / kSliceChannels;
@@ -82,8 +82,7 @@ void backward(
                 cells.size(), count, gradient, cells.row.data(), cells.weight.data(), grad_input);
           }
           if (grad_offset) {
-            kernel.dot_rows(
-                cells.size(), count, input, cells.row.data(), gradient, dots.data());
+            kernel.dot_rows(cells.size(), count, input, cells.row.data(), gradient, dots.data());
             T* share = partial.data() + (i * s.rois + r) * 2 * s.bins() + bin;
             cells.derivatives(roi, rule, dots.data(), share, share + s.bins());
           }
@@ -126,8 +125,7 @@ Tensor deform_roi_pool(
     const Tensor rows = laid_out<T>(input, MemoryFormat::ChannelsLast);
     const Tensor boxes = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    const Tensor output =
-        empty_as(input, sizes, scalar_type_of<T>(), MemoryFormat::ChannelsLast);
+    const Tensor output = empty_as(input, sizes, scalar_type_of<T>(), MemoryFormat::ChannelsLast);
     forward(
         s,
         rule,
@@ -151,8 +149,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
     bool need_input,
     bool need_offset) {
   STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output: expected (R, C, Ph, Pw)");
-  const PoolShape s = pool_shape(
-      input, rois, offset, grad_output.size(2), grad_output.size(3), 1, sampling_ratio);
+  const PoolShape s =
+      pool_shape(input, rois, offset, grad_output.size(2), grad_output.size(3), 1, sampling_ratio);
   STD_TORCH_CHECK(
       grad_output.size(0) == s.rois && grad_output.size(1) == s.out_channels,
       "grad_output: expected the shape of the output");
@@ -168,8 +166,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
     Tensor grad_input = not_asked(input);
     if (need_input) {
-      grad_input = empty_as(
-          input, {s.batch, s.in_channels, s.height, s.width}, scalar_type_of<T>(), last);
+      grad_input =
+          empty_as(input, {s.batch, s.in_channels, s.height, s.width}, scalar_type_of<T>(), last);
       torch::stable::zero_(grad_input);
     }
     const Tensor grad_offset =

@@ -4,7 +4,7 @@
 #if defined(__x86_64__)
 // To the end of the file: templates are compiled there, for the set that is in force at that point.
 #if defined(__clang__)
-#pragma clang attribute push(                                                          \
+#pragma clang attribute push( \
     __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #else
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")

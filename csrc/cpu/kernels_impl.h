@@ -148,11 +148,11 @@ void gather(
     if (cells == 4) {
       for (int64_t c = 0; c < whole; c += kLanes<T>) {
         at(out + c) = weights[0] * load(rows[0] + c) + weights[1] * load(rows[1] + c) +
-            weights[2] * load(rows[2] + c) + weights[3] * load(rows[3] + c);
+                      weights[2] * load(rows[2] + c) + weights[3] * load(rows[3] + c);
       }
       for (int64_t c = whole; c < length; ++c) {
         out[c] = weights[0] * rows[0][c] + weights[1] * rows[1][c] + weights[2] * rows[2][c] +
-            weights[3] * rows[3][c];
+                 weights[3] * rows[3][c];
       }
       continue;
     }

@@ -65,9 +65,9 @@ template <typename T>
 struct BinCells {
   std::vector<AxisCell<T>> y, x;
   int y_size = 0, x_size = 0;
-  T scale = 0;  // 1 / number of samples kept; 0 if there is none
+  T scale = 0;               // 1 / number of samples kept; 0 if there is none
   std::vector<int64_t> row;  // of the product: where each cell's channels begin
-  std::vector<T> weight;  // of the product, times scale
+  std::vector<T> weight;     // of the product, times scale
 
   explicit BinCells(int64_t samples)
       : y(2 * samples), x(2 * samples), row(4 * samples * samples), weight(row.size()) {}
@@ -84,8 +84,8 @@ struct BinCells {
       const T* offset) {
     const T shift_x = offset ? offset[0] : T(0);
     const T shift_y = offset ? offset[s.bins()] : T(0);
-    const int count_y = axis_cells(
-        roi.y, roi.height, ph, s.pooled_h, shift_y, s.height, rule, y.data(), &y_size);
+    const int count_y =
+        axis_cells(roi.y, roi.height, ph, s.pooled_h, shift_y, s.height, rule, y.data(), &y_size);
     const int count_x =
         axis_cells(roi.x, roi.width, pw, s.pooled_w, shift_x, s.width, rule, x.data(), &x_size);
     if (count_y == 0 || count_x == 0) y_size = x_size = 0;

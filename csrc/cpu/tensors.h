@@ -85,8 +85,7 @@ inline MemoryFormat suggested_format(const Tensor& tensor) {
 
 inline Tensor empty_as(
     const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type, MemoryFormat format) {
-  return torch::stable::empty(
-      sizes, type, std::nullopt, like.device(), std::nullopt, format);
+  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
 }
 
 // Stands for a gradient that nobody asked for.

@@ -151,7 +151,7 @@ class DeformConv2d(nn.Conv2d):
             dtype=self.weight.dtype,
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: Tensor, offset: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """

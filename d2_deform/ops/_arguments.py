@@ -1,4 +1,4 @@
-"""Checks and conversions of arguments that the operators share. Every message names the argument."""
+"""Checks and conversions of arguments that all operators share. Messages name the argument."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,11 @@ def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
     if numbers[0] < least or numbers[1] < least:
         raise ValueError(f"{name}: expected at least {least}, got {value!r}")
-    return numbers  # type: ignore[return-value]
+    return numbers
 
 
 def check_features(name: str, tensor: Tensor) -> None:
-    """A feature map: (N, C, H, W) of a floating type on a device that the operators were built for."""
+    """A feature map: (N, C, H, W), of a floating type, on a device the operators were built for."""
     check_tensor(name, tensor)
     if tensor.dim() != 4:
         raise ValueError(f"{name}: expected shape (N, C, H, W), got {tuple(tensor.shape)}")
@@ -42,7 +42,7 @@ def check_tensor(name: str, tensor: object) -> None:
 
 
 def check_beside(name: str, tensor: Tensor, features: Tensor, *, float32_too: bool) -> None:
-    """A tensor on the features' device, of their type or (``float32_too``) float32 beside a half type."""
+    """On the features' device, of their type or (``float32_too``) float32 beside a half type."""
     check_tensor(name, tensor)
     if tensor.device != features.device:
         raise ValueError(
@@ -59,14 +59,14 @@ def check_beside(name: str, tensor: Tensor, features: Tensor, *, float32_too: bo
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
     """Exactly the shape ``expected``, whose dimensions ``meaning`` explains."""
-    if tensor.dim() != len(expected) or any(a != b for a, b in zip(tensor.shape, expected)):
+    if tensor.dim() != len(expected) or tuple(tensor.shape) != tuple(expected):
         raise ValueError(
             f"{name}: expected shape {tuple(expected)} = {meaning}, got {tuple(tensor.shape)}"
         )
 
 
 def autocast_features(*features: Tensor | None) -> list[Tensor | None]:
-    """Casts feature tensors as autocast asks, where it is on; offsets, masks and boxes keep their precision."""
+    """Casts features as autocast asks, where it is on; offsets, masks, boxes are not for it."""
     device = next(t for t in features if t is not None).device.type
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return list(features)
@@ -78,14 +78,14 @@ def autocast_features(*features: Tensor | None) -> list[Tensor | None]:
 
 
 def at_least_float32(tensor: Tensor | None, features: Tensor) -> Tensor | None:
-    """Offsets and the like that autocast made half, but of another type than the features, in float32."""
+    """Widens an offset, mask or box of a half type that is not the features' (autocast does so)."""
     if not isinstance(tensor, Tensor) or tensor.dtype == features.dtype:
         return tensor  # what is no tensor is refused by the checks
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def suggested_format(tensor: Tensor) -> torch.memory_format:
-    """Memory format of a result beside ``tensor``: channels-last only where it is unmistakable."""
+    """Memory format of a result beside ``tensor``: channels-last only if unmistakably so."""
     if tensor.is_contiguous():
         return torch.contiguous_format
     if tensor.is_contiguous(memory_format=torch.channels_last):
@@ -94,7 +94,7 @@ def suggested_format(tensor: Tensor) -> torch.memory_format:
 
 
 def register_no_double_backward(name: str) -> None:
-    """Makes differentiating the backward operator ``name`` a clear error instead of a wrong result."""
+    """Makes differentiating the backward operator ``name`` a clear error."""
 
     def backward(ctx: object, *grads: Tensor) -> None:
         raise RuntimeError(

@@ -35,4 +35,6 @@ def check_pooling(
             f"offset: its K = {offset.shape[1] // 2} groups must divide the {out_channels} output "
             f"channels, got {tuple(offset.shape)}"
         )
-    check_shape("offset", offset, (rois.shape[0], offset.shape[1], *output_size), "(R, 2*K, Ph, Pw)")
+    check_shape(
+        "offset", offset, (rois.shape[0], offset.shape[1], *output_size), "(R, 2*K, Ph, Pw)"
+    )

@@ -31,29 +31,31 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolution whose taps are each moved by an offset of their own; a drop-in for torchvision's.
 
-    ``output[n, o, p] = bias[o] + sum_k sum_c weight[o, c, k] * mask[n, k, p] * input[n, c](p + p_k +
-    offset[n, k, p])``: Dai et al., ICCV 2017, equation 2, and with ``mask`` Zhu et al., CVPR 2019, equation 1.
-    ``input(q)`` is bilinear; a tap counts where -1 < y < H and -1 < x < W, cells outside the map are 0.
+    ``output[n, o](p) = bias[o] + sum over k and c of
+    weight[o, c, k] * mask[n, k](p) * input[n, c](p + p_k + offset[n, k](p))``:
+    Dai et al., ICCV 2017, equation 2; with ``mask`` Zhu et al., CVPR 2019, equation 1. ``input`` is
+    read bilinearly; a tap counts where -1 < y < H and -1 < x < W, cells outside the map are 0.
 
     Args:
-        input (Tensor[N, C, H, W]): float64, float32, float16 or bfloat16; contiguous or channels-last.
-        offset (Tensor[N, 2 * G * kh * kw, Ho, Wo]): in cells of ``input``; per deformable group, per tap (row by
-            row), first y then x. Of input's type, or float32 beside a half type. C must be a multiple of G.
+        input (Tensor[N, C, H, W]): float64, float32, float16 or bfloat16; any strides.
+        offset (Tensor[N, 2 * G * kh * kw, Ho, Wo]): in cells of ``input``; per deformable group,
+            per tap (row by row), first y then x. Of input's type, or float32 beside a half type.
+            C must be a multiple of G.
         weight (Tensor[O, C / groups, kh, kw]): of input's type.
         bias (Tensor[O]): of input's type.
         stride, padding, dilation: an int or (vertical, horizontal).
         mask (Tensor[N, G * kh * kw, Ho, Wo]): factor of each tap (v2); types as ``offset``.
 
     Returns:
-        Tensor[N, O, Ho, Wo]: of input's type and memory format. Coordinates are computed and sums are kept in
-        float32 at least.
+        Tensor[N, O, Ho, Wo]: of input's type and memory format. Coordinates are computed and sums
+        are kept in float32 at least.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
         RuntimeError: the operators were not built for input's device; or backward of backward.
 
-    A NaN or infinite offset places its tap outside the map. Under autocast input, weight and bias are cast, offset
-    and mask are not.
+    A NaN or infinite offset places its tap outside the map. Under autocast input, weight and bias
+    are cast, offset and mask are not.
     """
     check_tensor("input", input)
     check_tensor("weight", weight)
@@ -87,12 +89,11 @@ def _check(
     check_beside("weight", weight, input, float32_too=False)
     channels = input.shape[1]
     if weight.dim() != 4:
-        raise ValueError(
-            f"weight: expected shape (O, C/groups, kh, kw), got {tuple(weight.shape)}"
-        )
+        raise ValueError(f"weight: expected shape (O, C/groups, kh, kw), got {tuple(weight.shape)}")
     if 0 in weight.shape or channels % weight.shape[1]:
         raise ValueError(
-            f"weight: its size(1) must divide input's {channels} channels, got {tuple(weight.shape)}"
+            f"weight: its size(1) must divide input's {channels} channels, got "
+            f"{tuple(weight.shape)}"
         )
     groups = channels // weight.shape[1]
     if weight.shape[0] % groups:
@@ -182,7 +183,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, weight, bias, mask, *geometry = inputs
+    input, offset, weight, _, mask, *geometry = inputs
     ctx.save_for_backward(input, offset, weight, mask)
     ctx.geometry = geometry
 

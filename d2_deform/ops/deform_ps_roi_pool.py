@@ -29,20 +29,22 @@ def deform_ps_roi_pool(
     gamma: float = 0.1,
     aligned: bool = True,
 ) -> Tensor:
-    """Pools each bin of a box from the score map of its own position; each bin may be moved by an offset.
+    """Pools each bin of a box from the map of its position; an offset may move each bin.
 
-    Dai et al., ICCV 2017, section 2.2 "Position-Sensitive (PS) RoI Pooling" (Deformable PS RoI pooling). Samples,
-    skipping and the two conventions are those of :func:`deform_roi_pool`.
+    Dai et al., ICCV 2017, section 2.2, "Position-Sensitive (PS) RoI Pooling". Samples, skipping and
+    the two conventions are those of :func:`deform_roi_pool`.
 
     Args:
-        input (Tensor[N, C * group_size**2, H, W]): score maps; channel (c * group_size + gh) * group_size + gw
-            serves output channel c in grid cell (gh, gw). Types and formats as :func:`deform_roi_pool`.
+        input (Tensor[N, C * group_size**2, H, W]): score maps; channel
+            (c * group_size + gh) * group_size + gw serves output channel c in grid cell (gh, gw).
+            Types and strides as :func:`deform_roi_pool`.
         rois (Tensor[R, 5]): batch index, x1, y1, x2, y2 in input-image pixels. No gradient.
-        offset (Tensor[R, 2 * K, Ph, Pw]): shift of each bin in units of the box's width and height, before
-            ``gamma``; channel 2k = x, 2k + 1 = y of the k-th of K equal groups of the C output channels (K = C:
-            every class its own). None: rigid.
+        offset (Tensor[R, 2 * K, Ph, Pw]): shift of each bin in units of the box's width and height,
+            before ``gamma``; channel 2k = x, 2k + 1 = y of the k-th of K equal groups of the C
+            output channels (K = C: every class its own). None: rigid.
         output_size: bins, P or (Ph, Pw).
-        group_size: cells of the position-sensitive grid per axis; bin ph reads grid row ph * group_size // Ph.
+        group_size: cells of the position-sensitive grid per axis; bin ph reads its row
+            ph * group_size // Ph.
         spatial_scale, sampling_ratio, gamma, aligned: as :func:`deform_roi_pool`.
 
     Returns:

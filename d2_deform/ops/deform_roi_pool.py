@@ -27,25 +27,28 @@ def deform_roi_pool(
     gamma: float = 0.1,
     aligned: bool = True,
 ) -> Tensor:
-    """Averages each box's bins over a grid of samples; each bin may be moved by an offset of its own.
+    """Averages each bin of a box over a grid of samples; an offset may move each bin.
 
-    Dai et al., ICCV 2017, equation 5 and section 2.2. A bin's value is the mean of its ``sampling_ratio**2``
-    bilinear samples; those outside [-0.5, H - 0.5] x [-0.5, W - 0.5] are skipped and not counted, a bin without any
-    is 0. Boxes are at least 0.1 cell wide and high.
+    Dai et al., ICCV 2017, section 2.2, equation 5. A bin's value is the mean of its
+    ``sampling_ratio**2`` bilinear samples; those outside [-0.5, H - 0.5] x [-0.5, W - 0.5] are
+    skipped and not counted, a bin without any is 0. Boxes are at least 0.1 cell wide and high.
 
     Args:
-        input (Tensor[N, C, H, W]): float64, float32, float16 or bfloat16; contiguous or channels-last.
-        rois (Tensor[R, 5]): batch index, x1, y1, x2, y2 in input-image pixels. Of input's type, or float32 beside a
-            half type. A box whose batch index does not exist gives zeros. No gradient.
-        offset (Tensor[R, 2 * K, Ph, Pw]): shift of each bin in units of the box's width and height, before
-            ``gamma``; channel 2k = x, 2k + 1 = y of the k-th of K equal groups of channels. None: rigid.
+        input (Tensor[N, C, H, W]): float64, float32, float16 or bfloat16; any strides.
+        rois (Tensor[R, 5]): batch index, x1, y1, x2, y2 in input-image pixels. Of input's type, or
+            float32 beside a half type. A box whose batch index does not exist gives zeros. No
+            gradient.
+        offset (Tensor[R, 2 * K, Ph, Pw]): shift of each bin in units of the box's width and height,
+            before ``gamma``; channel 2k = x, 2k + 1 = y of the k-th of K equal groups of channels.
+            None: rigid.
         output_size: bins, P or (Ph, Pw).
         spatial_scale: cells per pixel of the input image, e.g. 1/16.
         sampling_ratio: samples per bin and axis.
         gamma: factor of the offsets (0.1 in the paper).
-        aligned: True: Detectron2's continuous coordinates (x * scale - 0.5, samples at the centres of their part of
-            the bin). False: the official release's rule (corners rounded, end + 1, samples at the upper left of
-            their part, zero derivative at whole numbers), for weights trained with it.
+        aligned: True: Detectron2's continuous coordinates (x * scale - 0.5, samples at the centres
+            of their part of the bin). False: the official release's rule (corners rounded, end + 1,
+            samples at the upper left of their part, zero derivative at whole numbers), for weights
+            trained with it.
 
     Returns:
         Tensor[R, C, Ph, Pw]: of input's type and memory format; computed in float32 at least.
@@ -99,9 +102,7 @@ def fake_gradients(
         else input.new_empty(0)
     )
     grad_offset = (
-        offset.new_empty(offset.shape)
-        if need_offset and offset is not None
-        else rois.new_empty(0)
+        offset.new_empty(offset.shape) if need_offset and offset is not None else rois.new_empty(0)
     )
     return grad_input, grad_offset
 

@@ -130,7 +130,7 @@ def test_compiles_in_one_graph():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match="deform_groups: 3 given.*in_channels = 4"):
+    with pytest.raises(ValueError, match=r"deform_groups: 3 given.*in_channels = 4"):
         DeformConv2d(4, 6, 3, deform_groups=3)
     with pytest.raises(ValueError, match="padding: 'same' given"):
         DeformConv2d(4, 6, 3, padding="same")
