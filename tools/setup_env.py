@@ -80,12 +80,20 @@ def environment():
     return VENV / "bin" / "python", VENV
 
 
-def fingerprint():
+def fingerprint(prefix):
     """Of all that decides what is installed."""
-    digest = hashlib.sha256(str(ROOT).encode())
+    digest = hashlib.sha256(str(prefix).encode())
     for name in ("constraints.txt", "setup.py", "tools/setup_env.py"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
+
+
+def plugin_is_installed(python):
+    """Whether the environment's d2_deform is this checkout, and not removed or another since."""
+    code = "from importlib.metadata import distribution\n"
+    code += "print(distribution('d2_deform').read_text('direct_url.json'))"
+    result = subprocess.run([str(python), "-c", code], cwd="/", capture_output=True, text=True)
+    return '"' + ROOT.as_uri() + '"' in result.stdout and "editable" in result.stdout
 
 
 def check_machine():
@@ -185,7 +193,10 @@ def keep_what_is_there(python, folder):
 
 def install_stack(python):
     """torch, torchvision and Detectron2 in .venv."""
-    say("installing torch and torchvision (about 3 GB to download, 5.5 GB on disk; minutes)")
+    if installed_versions(python).keys() >= {"torch", "torchvision"}:
+        say("comparing torch and torchvision in .venv with constraints.txt")
+    else:
+        say("installing torch and torchvision (about 3 GB to download, 5.5 GB on disk; minutes)")
     wanted = ["torch", "torchvision", "setuptools", "wheel"]
     pip(python, "install", "-c", CONSTRAINTS, *wanted, step="installing torch")
     if installed_versions(python).keys() & {"detectron2", "sal-detectron2"}:
@@ -198,20 +209,34 @@ def install_stack(python):
 
 def install_plugin(python, constraints, extras):
     say("compiling csrc/, installing the plugin (editable) and small tools for tests and lint")
-    run([python, "setup.py", "-q", "build_ext", "--inplace"], "compiling csrc/")
+    pip(python, "install", "-c", constraints, "ninja", step="installing ninja")
     plugin = ["--no-build-isolation", "-e", ".[" + extras + "]"]
     pip(python, "install", "-c", constraints, *plugin, step="installing the plugin")
+
+
+def compile_changes(python):
+    """Compiles what changed in csrc/; the compiler speaks only if it fails, or with V=1."""
+    output = None if os.environ.get("V") else subprocess.PIPE
+    command = [str(python), "setup.py", "-q", "build_ext", "--inplace"]
+    result = subprocess.run(
+        command, cwd=str(ROOT), stdout=output, stderr=subprocess.STDOUT, universal_newlines=True
+    )
+    if result.returncode != 0:
+        print(result.stdout or "", end="")
+        stop("compiling csrc/ failed (its messages are above).")
 
 
 def set_up():
     check_machine()
     python, prefix = environment()
     own = prefix != VENV
-    stamp = prefix / ".d2_deform_setup"
-    wanted = fingerprint()
+    # What was installed last. Not in the user's own environment: that may be read-only.
+    stamp = ROOT / "build" / "environment" if own else VENV / ".d2_deform_setup"
+    wanted = fingerprint(prefix)
     name = str(prefix) if own else ".venv"
-    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
-        run([python, "setup.py", "-q", "build_ext", "--inplace"], "compiling csrc/")
+    done = python.exists() and stamp.exists() and stamp.read_text() == wanted
+    if done and plugin_is_installed(python):
+        compile_changes(python)
         say(name + " is ready")
         return
     if own:
@@ -235,7 +260,8 @@ def set_up():
         install_stack(python)
         install_plugin(python, CONSTRAINTS, "dev,digits")
     check = "import d2_deform.ops, torchvision, detectron2"
-    run([python, "-c", check], "importing what was installed", stdout=subprocess.DEVNULL)
+    run([python, "-W", "ignore", "-c", check], "importing what was installed")
+    stamp.parent.mkdir(exist_ok=True)
     stamp.write_text(wanted)
     say(name + " is ready")
 

@@ -1,0 +1,91 @@
+"""Build of d2_deform: its metadata, and csrc/ compiled into plain shared libraries.
+
+The libraries register operators through LibTorch's stable ABI and hold no Python, so that one build serves every Python and
+every torch from 2.10 on. ``torch.ops.load_library`` loads them (d2_deform/ops/_library.py).
+
+Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for ``TORCH_CUDA_ARCH_LIST``; ``MAX_JOBS`` limits
+the compilers at a time.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+try:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+except ImportError as error:
+    raise SystemExit(
+        "d2_deform is compiled against the PyTorch of the environment, and there is none. Install torch, then run "
+        "`pip install --no-build-isolation .` (pip's isolated environment would not see it)."
+    ) from error
+
+ROOT = Path(__file__).parent
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # as of torch 2.10
+# Contraction to fused multiply-add and sqrt without errno keep what the operators promise about NaN and infinity;
+# -ffast-math would not. Instruction sets are chosen at run time, so no -march. Unused parameters are in torch's headers.
+CXX_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def libraries() -> list[Extension]:
+    cpu = CppExtension(
+        "d2_deform._C",
+        sources("csrc/*.cpp") + sources("csrc/cpu/*.cpp"),
+        depends=sources("csrc/**/*.h"),
+        extra_compile_args=[*CXX_FLAGS, *WARNINGS, STABLE_ABI],
+        py_limited_api=True,
+    )
+    kernels = sources("csrc/cuda/*.cu")
+    if not kernels:
+        return [cpu]
+    if CUDA_HOME is None or not (torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1"):
+        print("d2_deform: operators for CPU only: no nvcc, or no GPU and FORCE_CUDA is not 1")
+        return [cpu]
+    cuda = CUDAExtension(
+        "d2_deform._C_cuda",
+        kernels,
+        depends=sources("csrc/**/*.h"),
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *WARNINGS, STABLE_ABI],
+            "nvcc": ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", STABLE_ABI],
+        },
+        py_limited_api=True,
+    )
+    return [cpu, cuda]
+
+
+DIGITS = ["scikit-learn>=1.3", "opencv-python-headless>=4.8"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.3"]
+
+setup(
+    name="d2_deform",
+    version="0.1.0",
+    description="Deformable Convolutional Networks as a plugin for Detectron2",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["d2_deform", "d2_deform.*"]),
+    # d2_deform/configs is a link to configs/: one address in a checkout and in a wheel.
+    package_data={"d2_deform": ["configs/**/*.yaml"]},
+    include_package_data=False,
+    zip_safe=False,
+    # Detectron2 is needed by all but d2_deform.ops and d2_deform.layers, yet cannot stand here: it has no registry release
+    # under its own name, so pip would fail, or fetch something else beside a Detectron2 built from source.
+    # `import d2_deform` says how to get it.
+    install_requires=["torch>=2.10", "numpy>=1.24"],
+    extras_require={
+        "digits": DIGITS,  # the embedded data set; any other build of OpenCV does too
+        "test": TEST,
+        "dev": [*TEST, "ruff", "mypy", "clang-format", "ninja"],
+    },
+    ext_modules=libraries(),
+    cmdclass={"build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
