@@ -1,10 +1,11 @@
 """Build of d2_deform: its metadata, and csrc/ compiled into plain shared libraries.
 
-The libraries register operators through LibTorch's stable ABI and hold no Python, so that one build serves every Python and
-every torch from 2.10 on. ``torch.ops.load_library`` loads them (d2_deform/ops/_library.py).
+The libraries register operators through LibTorch's stable ABI and hold no Python, so that one build
+serves every Python and every torch from 2.10 on. ``torch.ops.load_library`` loads them
+(d2_deform/ops/_library.py).
 
-Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for ``TORCH_CUDA_ARCH_LIST``; ``MAX_JOBS`` limits
-the compilers at a time.
+Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for
+``TORCH_CUDA_ARCH_LIST``; ``MAX_JOBS`` limits the compilers at a time.
 """
 
 import os
@@ -17,14 +18,16 @@ try:
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     raise SystemExit(
-        "d2_deform is compiled against the PyTorch of the environment, and there is none. Install torch, then run "
-        "`pip install --no-build-isolation .` (pip's isolated environment would not see it)."
+        "d2_deform is compiled against the PyTorch of the environment, and there is none. Install "
+        "torch, then run `pip install --no-build-isolation .` (pip's isolated environment would "
+        "not see it)."
     ) from error
 
 ROOT = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # as of torch 2.10
-# Contraction to fused multiply-add and sqrt without errno keep what the operators promise about NaN and infinity;
-# -ffast-math would not. Instruction sets are chosen at run time, so no -march. Unused parameters are in torch's headers.
+# Contraction to fused multiply-add and sqrt without errno keep what the operators promise about NaN
+# and infinity; -ffast-math would not. Instruction sets are chosen at run time, so no -march. Unused
+# parameters are in torch's headers.
 CXX_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 
@@ -76,9 +79,9 @@ setup(
     package_data={"d2_deform": ["configs/**/*.yaml"]},
     include_package_data=False,
     zip_safe=False,
-    # Detectron2 is needed by all but d2_deform.ops and d2_deform.layers, yet cannot stand here: it has no registry release
-    # under its own name, so pip would fail, or fetch something else beside a Detectron2 built from source.
-    # `import d2_deform` says how to get it.
+    # Detectron2 is needed by all but d2_deform.ops and d2_deform.layers, yet cannot stand here: it
+    # has no registry release under its own name, so pip would fail, or fetch something else beside
+    # a Detectron2 built from source. `import d2_deform` says how to get it.
     install_requires=["torch>=2.10", "numpy>=1.24"],
     extras_require={
         "digits": DIGITS,  # the embedded data set; any other build of OpenCV does too

@@ -219,7 +219,7 @@ def compile_changes(python):
     output = None if os.environ.get("V") else subprocess.PIPE
     command = [str(python), "setup.py", "-q", "build_ext", "--inplace"]
     result = subprocess.run(
-        command, cwd=str(ROOT), stdout=output, stderr=subprocess.STDOUT, universal_newlines=True
+        command, cwd=str(ROOT), stdout=output, stderr=subprocess.STDOUT, text=True
     )
     if result.returncode != 0:
         print(result.stdout or "", end="")

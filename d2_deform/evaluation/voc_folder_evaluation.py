@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 
 from d2_deform.data.voc_folder import load_voc_folder
@@ -38,6 +38,8 @@ class VOCFolderEvaluator(PascalVOCDetectionEvaluator):
             ValueError: the split has no object that could be found.
         """
         meta = MetadataCatalog.get(dataset_name)
+        if not os.path.isdir(meta.dirname):
+            DatasetCatalog.get(dataset_name)  # made when it is first asked for
         records = load_voc_folder(meta.dirname, meta.split, meta.thing_classes)
         present = sorted(
             {
