@@ -16,7 +16,7 @@ namespace d2_deform {
 // The four cells around a point and how much each counts.
 //
 // index[4]: cell number y * width + x of top-left, top-right, bottom-left, bottom-right; -1 where the cell lies
-// outside the map and counts as 0. ly, lx: distance of the point from the top-left cell, in [0, 1). inside: whether
+// outside the map and counts as 0. ly, lx: distance of the point from the top-left cell, in [0, 1]. inside: whether
 // the point counts at all, i.e. -1 < y < height and -1 < x < width (Detectron2's and torchvision's border).
 template <typename T>
 struct BilinearSample {

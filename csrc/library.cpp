@@ -13,8 +13,8 @@ STABLE_TORCH_LIBRARY(d2_deform, m) {
       "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, "
       "Tensor? mask, SymInt stride_h, SymInt stride_w, SymInt pad_h, SymInt pad_w, "
       "SymInt dilation_h, SymInt dilation_w, bool need_input, bool need_offset, bool need_weight, "
-      "bool need_mask) -> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, Tensor "
-      "grad_mask)");
+      "bool need_bias, bool need_mask) -> (Tensor grad_input, Tensor grad_offset, Tensor "
+      "grad_weight, Tensor grad_bias, Tensor grad_mask)");
   m.def(
       "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, SymInt pooled_h, SymInt "
       "pooled_w, float spatial_scale, SymInt sampling_ratio, float gamma, bool aligned) -> "

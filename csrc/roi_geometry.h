@@ -77,7 +77,7 @@ D2_DEFORM_HOST_DEVICE void add_cell(
 
 // The cells of one axis of bin `bin` of `bins`, in rising order.
 //
-// cells: room for 2 * rule.samples entries; size: how many were written. shift: the bin's offset, in units of the
+// cells: room for min(2 * rule.samples, extent) entries; size: how many were written. shift: the bin's offset, in units of the
 // box's length before gamma. Returns how many samples lie inside [-0.5, extent - 0.5]; the others are skipped.
 template <typename T>
 D2_DEFORM_HOST_DEVICE int axis_cells(
@@ -103,7 +103,9 @@ D2_DEFORM_HOST_DEVICE int axis_cells(
     if (!(position >= T(-0.5) && position <= static_cast<T>(extent) - T(0.5))) continue;
     ++count;
     const T clamped = position < T(0) ? T(0) : (position > last ? last : position);
-    const int64_t low = static_cast<int64_t>(clamped);
+    // Beyond 2^24 cells a float no longer holds every number, and `last` may have been rounded up.
+    const int64_t cell = static_cast<int64_t>(clamped);
+    const int64_t low = cell < extent ? cell : extent - 1;
     const T fraction = clamped - static_cast<T>(low);
     // A clamped sample does not move with the shift. At a whole number the release's ceil equals its floor, so its
     // derivative is 0; ours is the right-hand one, as everywhere else.

@@ -2,7 +2,7 @@
 //
 // The map is laid out channels-last, the weight as panels. Output pixels are cut into tiles; for each tap (and block of
 // channels) a tile's samples are gathered into a matrix that stays in the level-2 cache and multiplied into the tile's
-// sums at once. Nothing grows with the batch. Every output is summed in the same order whatever the number of threads.
+// sums at once. Every output is summed in the same order whatever the number of threads.
 #include "deform_conv2d.h"
 
 #include "kernels.h"
@@ -14,29 +14,11 @@ constexpr int64_t kTileBytes = 640 * 1024;  // samples and sums of one tile: mos
 constexpr int64_t kDepth = 256;  // channels per block: a panel's block fits the level-1 cache
 constexpr int64_t kStagingBytes = 8 << 20;  // pictures laid out channels-last at a time
 
-// A run of channels that share both their group and their deformable group.
-struct ChannelBlock {
-  int64_t first, count, group, deform_group;
-};
-
-std::vector<ChannelBlock> channel_blocks(const ConvShape& s) {
-  std::vector<ChannelBlock> blocks;
-  for (int64_t c = 0; c < s.in_channels;) {
-    const int64_t deform_group = c / s.deform_channels();
-    int64_t end = std::min((deform_group + 1) * s.deform_channels(), c + kDepth);
-    const int64_t group = c / s.group_in();
-    if (!s.depthwise()) end = std::min(end, (group + 1) * s.group_in());
-    blocks.push_back({c, end - c, group, deform_group});
-    c = end;
-  }
-  return blocks;
-}
-
 // weight (out, in/groups, kh, kw) -> [tap][block][panel][channel][panel width], zeros beyond a group's outputs;
 // depthwise: [tap][channel].
 template <typename T>
 std::vector<T> pack_weight(
-    const ConvShape& s, const T* weight, const std::vector<ChannelBlock>& blocks, int64_t panel) {
+    const ConvShape& s, const T* weight, const std::vector<ChannelRun>& blocks, int64_t panel) {
   const int64_t taps = s.taps();
   const int64_t panels = round_up(s.group_out(), panel) / panel;
   const int64_t tap_size = s.depthwise() ? s.in_channels : s.in_channels * panels * panel;
@@ -49,7 +31,7 @@ std::vector<T> pack_weight(
   }
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      for (const ChannelBlock& block : blocks) {
+      for (const ChannelRun& block : blocks) {
         T* out = packed.data() + block.first * panels * panel + p * block.count * panel;
         const int64_t outputs = std::min(panel, s.group_out() - p * panel);
         for (int64_t o = 0; o < outputs; ++o) {
@@ -89,7 +71,7 @@ void forward(
     const Tensor& output) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t panel = kernel.panel;
-  const std::vector<ChannelBlock> blocks = channel_blocks(s);
+  const std::vector<ChannelRun> blocks = channel_runs(s, kDepth);
   const Tensor weight_t = dense<T>(weight);
   const std::vector<T> packed =
       pack_weight(s, static_cast<const T*>(weight_t.data_ptr()), blocks, panel);
@@ -109,31 +91,35 @@ void forward(
   const int64_t tiles = (s.pixels() + tile - 1) / tile;
   const int64_t tap_size = s.depthwise() ? s.in_channels : s.in_channels * group_width;
 
+  // Channels-last pictures of the kernels' own type are read where they lie.
+  const bool in_place = std::is_same_v<S, T> && input.stride(1) == 1 &&
+                        input.stride(3) == s.in_channels &&
+                        input.stride(2) == s.width * s.in_channels;
   const int64_t picture_size = s.cells() * s.in_channels;
-  const int64_t staged = std::clamp<int64_t>(
-      kStagingBytes / (picture_size * static_cast<int64_t>(sizeof(T))), 1, s.batch);
-  std::vector<T> rows(staged * picture_size);
+  const int64_t picture_bytes = picture_size * static_cast<int64_t>(sizeof(T));
+  const int64_t staged =
+      in_place ? s.batch : std::clamp<int64_t>(kStagingBytes / picture_bytes, 1, s.batch);
+  std::vector<T> rows(in_place ? 0 : staged * picture_size);
 
   for (int64_t first = 0; first < s.batch; first += staged) {
     const int64_t count = std::min(staged, s.batch - first);
-    torch::stable::parallel_for(0, count * s.height, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t h = i % s.height;
-        load_rows(
-            picture<S>(input, first + i / s.height),
-            h,
-            h + 1,
-            rows.data() + i / s.height * picture_size,
-            s.in_channels);
-      }
-    });
+    if (!in_place) {
+      torch::stable::parallel_for(0, count * s.height, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t h = i % s.height;
+          T* target = rows.data() + i / s.height * picture_size;
+          load_rows(picture<S>(input, first + i / s.height), h, h + 1, target, s.in_channels);
+        }
+      });
+    }
     torch::stable::parallel_for(0, count * tiles, 1, [&](int64_t begin, int64_t end) {
       ForwardTile<T> work(tile, outputs);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = first + i / tiles;
         const int64_t pixel = i % tiles * tile;
         const int64_t pixels = std::min(tile, s.pixels() - pixel);
-        const T* source = rows.data() + (n - first) * picture_size;
+        const T* source = in_place ? reinterpret_cast<const T*>(picture<S>(input, n).data)
+                                   : rows.data() + (n - first) * picture_size;
         const T* picture_offsets = offsets + n * 2 * s.deform_groups * s.taps() * s.pixels();
         const T* picture_masks =
             masks ? masks + n * s.deform_groups * s.taps() * s.pixels() : nullptr;
@@ -141,7 +127,7 @@ void forward(
         std::fill_n(work.sums.data(), pixels * outputs, T(0));
         for (int64_t t = 0; t < s.taps(); ++t) {
           int64_t planned = -1;
-          for (const ChannelBlock& block : blocks) {
+          for (const ChannelRun& block : blocks) {
             if (planned != block.deform_group) {
               planned = block.deform_group;
               work.plan.make(

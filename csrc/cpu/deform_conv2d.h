@@ -24,7 +24,27 @@ struct ConvShape {
 
 inline int64_t conv_length(
     int64_t length, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-  return (length + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+  const int64_t room = length + 2 * pad - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// A run of consecutive input channels that share both their group and their deformable group.
+struct ChannelRun {
+  int64_t first, count, group, deform_group;
+};
+
+// All input channels as runs of at most `most`. In a depthwise convolution groups do not part them.
+inline std::vector<ChannelRun> channel_runs(const ConvShape& s, int64_t most) {
+  std::vector<ChannelRun> runs;
+  for (int64_t c = 0; c < s.in_channels;) {
+    const int64_t deform_group = c / s.deform_channels();
+    const int64_t group = c / s.group_in();
+    int64_t end = std::min((deform_group + 1) * s.deform_channels(), c + most);
+    if (!s.depthwise()) end = std::min(end, (group + 1) * s.group_in());
+    runs.push_back({c, end - c, group, deform_group});
+    c = end;
+  }
+  return runs;
 }
 
 // Reads the shapes; throws where a kernel would read outside a tensor (the Python functions explain more kindly).
@@ -42,9 +62,14 @@ inline ConvShape conv_shape(
   STD_TORCH_CHECK(input.dim() == 4, "input: expected (N, C, H, W)");
   STD_TORCH_CHECK(offset.dim() == 4, "offset: expected (N, 2*G*kh*kw, Ho, Wo)");
   STD_TORCH_CHECK(weight.dim() == 4, "weight: expected (out, in/groups, kh, kw)");
+  for (int64_t step : {stride_h, stride_w, dilation_h, dilation_w}) {
+    STD_TORCH_CHECK(step > 0 && step < 1 << 30, "stride, dilation: expected 1 to 2**30 - 1");
+  }
+  for (int64_t pad : {pad_h, pad_w}) {
+    STD_TORCH_CHECK(pad >= 0 && pad < 1 << 30, "padding: expected 0 to 2**30 - 1");
+  }
   STD_TORCH_CHECK(
-      stride_h > 0 && stride_w > 0 && dilation_h > 0 && dilation_w > 0 && pad_h >= 0 && pad_w >= 0,
-      "stride and dilation must be positive, padding must not be negative");
+      input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0, "input: the map is empty");
   ConvShape s{};
   s.batch = input.size(0);
   s.in_channels = input.size(1);
@@ -59,9 +84,7 @@ inline ConvShape conv_shape(
   s.pad_w = pad_w;
   s.dilation_h = dilation_h;
   s.dilation_w = dilation_w;
-  STD_TORCH_CHECK(
-      s.taps() > 0 && s.in_channels > 0 && s.out_channels > 0 && weight.size(1) > 0,
-      "input and weight: expected at least one channel and one tap");
+  STD_TORCH_CHECK(s.taps() > 0 && s.out_channels > 0 && weight.size(1) > 0, "weight: is empty");
   STD_TORCH_CHECK(
       s.in_channels % weight.size(1) == 0, "weight: size(1) must divide the input channels");
   s.groups = s.in_channels / weight.size(1);

@@ -11,30 +11,23 @@ namespace d2_deform::cpu {
 namespace {
 
 constexpr int64_t kTile = 96;  // output pixels
+// Tiles whose share of the weight's gradient is summed before it joins the total: a single long sum of float32 loses
+// digits once the total dwarfs what is added.
+constexpr int64_t kTilesPerSum = 16;
 
-// A run of at most a panel of channels that share their group and their deformable group.
-struct Slice {
-  int64_t first, count, group, deform_group;
+// Which gradients are asked for.
+struct Needs {
+  bool input, offset, weight, bias, mask;
+
+  bool samples() const { return input || offset || weight || mask; }
+  bool offsets() const { return offset || mask; }
 };
-
-std::vector<Slice> channel_slices(const ConvShape& s, int64_t panel) {
-  std::vector<Slice> slices;
-  for (int64_t c = 0; c < s.in_channels;) {
-    const int64_t deform_group = c / s.deform_channels();
-    int64_t end = std::min((deform_group + 1) * s.deform_channels(), c + panel);
-    const int64_t group = c / s.group_in();
-    if (!s.depthwise()) end = std::min(end, (group + 1) * s.group_in());
-    slices.push_back({c, end - c, group, deform_group});
-    c = end;
-  }
-  return slices;
-}
 
 // Visits the elements of weight (out, in/groups, kh, kw) beside those of one slice's layout: [tap][output][panel], or
 // depthwise [tap][panel]. f(element of the weight, element of the slice).
 template <typename W, typename T, typename F>
 void for_each_weight(
-    const ConvShape& s, const Slice& slice, int64_t panel, W* weight, T* packed, const F& f) {
+    const ConvShape& s, const ChannelRun& slice, int64_t panel, W* weight, T* packed, const F& f) {
   const int64_t taps = s.taps();
   if (s.depthwise()) {
     for (int64_t c = 0; c < slice.count; ++c) {
@@ -55,34 +48,74 @@ void for_each_weight(
   }
 }
 
+// What one thread works with.
 template <typename T>
-struct BackwardTile {
+struct BackwardWork {
   SamplingPlan<T> plan;
   std::vector<T> grad_columns, columns, dots;
+  // The slice's channels of one picture, and their gradient. One row more than the map has: where cells outside the map
+  // are read from (0) and written to.
+  std::vector<T> source, grad_source;
+  std::vector<T> recent;  // share of the last tiles in the weight's gradient
 
-  BackwardTile(int64_t panel)
-      : plan(kTile), grad_columns(kTile * panel), columns(kTile * panel), dots(kTile * 4) {}
+  BackwardWork(const ConvShape& s, int64_t panel, int64_t slice_weight)
+      : plan(kTile),
+        grad_columns(kTile * panel),
+        columns(kTile * panel),
+        dots(kTile * 4),
+        source((s.cells() + 1) * panel),
+        grad_source(source.size()),
+        recent(slice_weight) {}
+
+  void add_recent_to(T* total) {
+    for (size_t i = 0; i < recent.size(); ++i) total[i] += recent[i];
+    std::fill(recent.begin(), recent.end(), T(0));
+  }
 };
 
-// Everything about one picture that its slices share.
+// What all slices of one picture read.
 template <typename T>
-struct PictureGradients {
+struct PictureInputs {
   const T* grad_output;  // (pixels, out_channels)
   const T* offset;
   const T* mask;  // or null
 };
 
+// Offset and mask gradients of one tap and tile from the dot products of its samples.
+template <typename T>
+void offset_gradients(
+    const SamplingPlan<T>& plan,
+    const T* dots,
+    int64_t pixels,
+    T* grad_y,
+    T* grad_x,
+    T* grad_mask) {
+  for (int64_t q = 0; q < pixels; ++q, dots += 4) {
+    const BilinearSample<T>& sample = plan.samples[q];
+    if (!sample.inside) {
+      grad_y[q] = grad_x[q] = grad_mask[q] = T(0);
+      continue;
+    }
+    T w[4], dy, dx;
+    bilinear_weights(sample, w);
+    bilinear_derivatives(sample, dots, &dy, &dx);
+    grad_y[q] = dy * plan.mask[q];
+    grad_x[q] = dx * plan.mask[q];
+    grad_mask[q] = w[0] * dots[0] + w[1] * dots[1] + w[2] * dots[2] + w[3] * dots[3];
+  }
+}
+
+// One slice of one picture.
 template <typename T>
 void backward_slice(
     const ConvShape& s,
-    const Slice& slice,
-    const PictureGradients<T>& picture,
+    const Needs& needs,
+    const ChannelRun& slice,
+    const PictureInputs<T>& picture,
     const T* packed_weight,
-    const T* source,
-    T* grad_source,
     T* grad_packed_weight,
-    T* partial,  // (3 * taps, pixels): this slice's share of the y, x and mask gradients; or null
-    BackwardTile<T>& work) {
+    T* partial,  // (3 * taps, pixels): this slice's share of the y, x and mask gradients
+    BackwardWork<T>& work) {
   const Kernels<T>& kernel = kernels<T>();
   const int64_t panel = kernel.panel;
   const int64_t outputs = s.depthwise() ? 1 : s.group_out();
@@ -101,6 +134,7 @@ void backward_slice(
           pixels,
           /*missing=*/s.cells());
       const T* tap_weight = packed_weight + t * outputs * panel;
+      T* grad_tap_weight = work.recent.data() + t * outputs * panel;
       T* grad_columns = work.grad_columns.data();
       if (s.depthwise()) {
         std::fill_n(grad_columns, pixels * panel, T(0));
@@ -120,15 +154,14 @@ void backward_slice(
       }
       kernel.scatter(
           pixels,
-          source,
+          work.source.data(),
           work.plan.index.data(),
           work.plan.weight.data(),
           grad_columns,
-          grad_source,
+          work.grad_source.data(),
           work.columns.data(),
           work.dots.data());
-      T* grad_tap_weight = grad_packed_weight + t * outputs * panel;
-      if (s.depthwise()) {
+      if (needs.weight && s.depthwise()) {
         kernel.multiply_reduce(
             pixels,
             slice.count,
@@ -137,7 +170,7 @@ void backward_slice(
             work.columns.data(),
             panel,
             grad_tap_weight);
-      } else {
+      } else if (needs.weight) {
         kernel.gemm(
             outputs,
             pixels,
@@ -149,29 +182,25 @@ void backward_slice(
             panel,
             /*accumulate=*/true);
       }
-      if (partial == nullptr) continue;
-      for (int64_t q = 0; q < pixels; ++q) {
-        const BilinearSample<T>& sample = work.plan.samples[q];
-        T dy = 0, dx = 0, value = 0;
-        if (sample.inside) {
-          T w[4];
-          bilinear_weights(sample, w);
-          bilinear_derivatives(sample, &work.dots[4 * q], &dy, &dx);
-          for (int j = 0; j < 4; ++j) value += w[j] * work.dots[4 * q + j];
-        }
-        partial[(3 * t + 0) * s.pixels() + pixel + q] = dy * work.plan.mask[q];
-        partial[(3 * t + 1) * s.pixels() + pixel + q] = dx * work.plan.mask[q];
-        partial[(3 * t + 2) * s.pixels() + pixel + q] = value;
+      if (needs.offsets()) {
+        T* grad_y = partial + 3 * t * s.pixels() + pixel;
+        T* grad_x = grad_y + s.pixels();
+        T* grad_mask = grad_x + s.pixels();
+        offset_gradients(work.plan, work.dots.data(), pixels, grad_y, grad_x, grad_mask);
       }
     }
+    if (needs.weight && (pixel / kTile + 1) % kTilesPerSum == 0) {
+      work.add_recent_to(grad_packed_weight);
+    }
   }
+  if (needs.weight) work.add_recent_to(grad_packed_weight);
 }
 
 // Sums the slices' shares of the offset and mask gradients of one picture, in the order of the slices.
 template <typename T>
 void reduce_partial(
     const ConvShape& s,
-    const std::vector<Slice>& slices,
+    const std::vector<ChannelRun>& slices,
     const std::vector<T>& partial,
     T* grad_offset,
     T* grad_mask) {
@@ -194,33 +223,39 @@ void reduce_partial(
   });
 }
 
+// Adds one picture to the bias's gradient; a thread owns output channels.
+template <typename T>
+void add_bias_gradient(const ConvShape& s, const T* grad_rows, std::vector<double>& grad_bias) {
+  torch::stable::parallel_for(0, s.out_channels, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t q = 0; q < s.pixels(); ++q) {
+      for (int64_t o = begin; o < end; ++o) grad_bias[o] += grad_rows[q * s.out_channels + o];
+    }
+  });
+}
+
 struct Gradients {
-  Tensor input, offset, weight, mask;
+  Tensor input, offset, weight, bias, mask;
 };
 
 template <typename S, typename T>
 void backward(
     const ConvShape& s,
+    const Needs& needs,
     const Tensor& grad_output,
     const Tensor& input,
     const Tensor& offset,
     const Tensor& weight,
     const std::optional<Tensor>& mask,
-    bool need_input,
-    bool need_offset,
-    bool need_weight,
-    bool need_mask,
     Gradients& gradients) {
-  const Kernels<T>& kernel = kernels<T>();
-  const int64_t panel = kernel.panel;
-  const std::vector<Slice> slices = channel_slices(s, panel);
+  const int64_t panel = kernels<T>().panel;
+  const std::vector<ChannelRun> slices = channel_runs(s, panel);
   const int64_t count = static_cast<int64_t>(slices.size());
   const int64_t slice_weight = s.taps() * (s.depthwise() ? 1 : s.group_out()) * panel;
-  const bool need_partial = need_offset || need_mask;
+  const int64_t slice_partial = needs.offsets() ? 3 * s.taps() * s.pixels() : 0;
 
   const Tensor weight_t = dense<T>(weight);
   std::vector<T> packed(count * slice_weight, T(0));
-  std::vector<T> grad_packed(count * slice_weight, T(0));
+  std::vector<T> grad_packed(needs.weight ? packed.size() : 0, T(0));
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for_each_weight(
@@ -235,72 +270,75 @@ void backward(
 
   const Tensor offset_t = dense<T>(offset);
   const std::optional<Tensor> mask_t = dense_or_none<T>(mask);
-  // Kept in T until all pictures are done; cast to the tensors' own type at the end.
-  const int64_t mask_size = s.deform_groups * s.taps() * s.pixels();
+  // In T until all pictures are done, then cast to the tensors' own type.
   const Tensor grad_offset_t =
-      need_offset ? torch::stable::new_empty(offset_t, offset_t.sizes()) : not_asked(offset_t);
+      needs.offset ? torch::stable::new_empty(offset_t, offset_t.sizes()) : not_asked(offset_t);
   const Tensor grad_mask_t =
-      need_mask ? torch::stable::new_empty(*mask_t, mask_t->sizes()) : not_asked(offset_t);
-  std::vector<T> partial(need_partial ? count * 3 * s.taps() * s.pixels() : 0);
+      needs.mask ? torch::stable::new_empty(*mask_t, mask_t->sizes()) : not_asked(offset_t);
+  const int64_t mask_size = s.deform_groups * s.taps() * s.pixels();
+  std::vector<T> partial(count * slice_partial);
   std::vector<T> grad_rows(s.pixels() * s.out_channels);
+  std::vector<double> grad_bias(s.out_channels, 0.0);
 
   for (int64_t n = 0; n < s.batch; ++n) {
     torch::stable::parallel_for(0, s.out_height, 4, [&](int64_t begin, int64_t end) {
       load_rows(picture<S>(grad_output, n), begin, end, grad_rows.data(), s.out_channels);
     });
-    const PictureGradients<T> shared{
+    if (needs.bias) add_bias_gradient(s, grad_rows.data(), grad_bias);
+    if (!needs.samples()) continue;
+    const PictureInputs<T> inputs{
         grad_rows.data(),
         static_cast<const T*>(offset_t.data_ptr()) + n * 2 * mask_size,
         mask_t ? data_or_null<T>(mask_t) + n * mask_size : nullptr};
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      BackwardTile<T> work(panel);
-      // One row more than the map has: where cells outside the map are read from (0) and written to.
-      std::vector<T> source((s.cells() + 1) * panel);
-      std::vector<T> grad_source((s.cells() + 1) * panel);
+      BackwardWork<T> work(s, panel, slice_weight);
       for (int64_t i = begin; i < end; ++i) {
-        const Slice& slice = slices[i];
-        std::fill(source.begin(), source.end(), T(0));
-        std::fill(grad_source.begin(), grad_source.end(), T(0));
+        const ChannelRun& slice = slices[i];
+        std::fill(work.source.begin(), work.source.end(), T(0));
+        std::fill(work.grad_source.begin(), work.grad_source.end(), T(0));
         load_rows(
             picture<S>(input, n).slice(slice.first, slice.count),
             0,
             s.height,
-            source.data(),
+            work.source.data(),
             panel);
         backward_slice(
             s,
+            needs,
             slice,
-            shared,
+            inputs,
             packed.data() + i * slice_weight,
-            source.data(),
-            grad_source.data(),
-            grad_packed.data() + i * slice_weight,
-            need_partial ? partial.data() + i * 3 * s.taps() * s.pixels() : nullptr,
+            needs.weight ? grad_packed.data() + i * slice_weight : nullptr,
+            partial.data() + i * slice_partial,
             work);
-        if (need_input) {
+        if (needs.input) {
           store_rows(
               picture<S>(gradients.input, n).slice(slice.first, slice.count),
               0,
               s.height,
-              grad_source.data(),
+              work.grad_source.data(),
               panel);
         }
       }
     });
-    if (need_partial) {
+    if (needs.offsets()) {
       reduce_partial(
           s,
           slices,
           partial,
-          need_offset ? static_cast<T*>(grad_offset_t.data_ptr()) + n * 2 * mask_size : nullptr,
-          need_mask ? static_cast<T*>(grad_mask_t.data_ptr()) + n * mask_size : nullptr);
+          needs.offset ? static_cast<T*>(grad_offset_t.data_ptr()) + n * 2 * mask_size : nullptr,
+          needs.mask ? static_cast<T*>(grad_mask_t.data_ptr()) + n * mask_size : nullptr);
     }
   }
 
-  if (need_offset) gradients.offset = torch::stable::to(grad_offset_t, offset.scalar_type());
-  if (need_mask) gradients.mask = torch::stable::to(grad_mask_t, mask->scalar_type());
-  if (need_weight) {
-    Tensor grad_weight_t = torch::stable::new_empty(weight_t, weight_t.sizes());
+  if (needs.offset) gradients.offset = torch::stable::to(grad_offset_t, offset.scalar_type());
+  if (needs.mask) gradients.mask = torch::stable::to(grad_mask_t, mask->scalar_type());
+  if (needs.bias) {
+    S* out = static_cast<S*>(gradients.bias.data_ptr());
+    for (int64_t o = 0; o < s.out_channels; ++o) out[o] = static_cast<S>(T(grad_bias[o]));
+  }
+  if (needs.weight) {
+    const Tensor grad_weight_t = torch::stable::new_empty(weight_t, weight_t.sizes());
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         for_each_weight(
@@ -316,7 +354,7 @@ void backward(
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     const Tensor& grad_output,
     const Tensor& input,
     const Tensor& offset,
@@ -331,6 +369,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     bool need_input,
     bool need_offset,
     bool need_weight,
+    bool need_bias,
     bool need_mask) {
   const ConvShape s = conv_shape(
       input, offset, weight, mask, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w);
@@ -341,34 +380,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
       "grad_output: expected the shape and type of the output");
   STD_TORCH_CHECK(
       !need_mask || mask.has_value(), "mask: its gradient is asked for, but it is absent");
+  const std::vector<int64_t> input_size{s.batch, s.in_channels, s.height, s.width};
+  const std::vector<int64_t> bias_size{s.out_channels};
   Gradients gradients{
-      need_input ? empty_as(
-                       input,
-                       {s.batch, s.in_channels, s.height, s.width},
-                       input.scalar_type(),
-                       suggested_format(input))
+      need_input ? empty_as(input, input_size, input.scalar_type(), suggested_format(input))
                  : not_asked(input),
       need_offset ? torch::stable::new_zeros(offset, offset.sizes()) : not_asked(offset),
       need_weight ? torch::stable::new_zeros(weight, weight.sizes()) : not_asked(weight),
+      need_bias ? torch::stable::new_zeros(input, bias_size) : not_asked(input),
       need_mask ? torch::stable::new_zeros(*mask, mask->sizes()) : not_asked(offset)};
   if (s.batch > 0) {
+    const Needs needs{need_input, need_offset, need_weight, need_bias, need_mask};
     dispatch_types(input.scalar_type(), [&](auto types) {
       using Ts = decltype(types);
       backward<typename Ts::Storage, typename Ts::Compute>(
-          s,
-          grad_output,
-          input,
-          offset,
-          weight,
-          mask,
-          need_input,
-          need_offset,
-          need_weight,
-          need_mask,
-          gradients);
+          s, needs, grad_output, input, offset, weight, mask, gradients);
     });
   }
-  return {gradients.input, gradients.offset, gradients.weight, gradients.mask};
+  return {gradients.input, gradients.offset, gradients.weight, gradients.bias, gradients.mask};
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ void forward(
     const T* offset,
     T* output) {  // (R, out_channels, Ph, Pw)
   torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(rule.samples);
+    BinCells<T> cells(s, rule);
     for (int64_t r = begin; r < end; ++r) {
       T* out = output + r * s.out_channels * s.bins();
       const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
@@ -70,7 +70,7 @@ void backward(
     T* grad_offset) {  // (R, 2K, Ph, Pw), zeros; or null
   const int64_t grid = s.group_size * s.group_size;
   torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(rule.samples);
+    BinCells<T> cells(s, rule);
     std::vector<T> dots(cells.row.size());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = i / grid;

@@ -20,7 +20,7 @@ void forward(
     T* output) {  // (R, Ph, Pw, C)
   const Kernels<T>& kernel = kernels<T>();
   torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(rule.samples);
+    BinCells<T> cells(s, rule);
     for (int64_t r = begin; r < end; ++r) {
       const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
       for (int64_t bin = 0; bin < s.bins(); ++bin) {
@@ -63,7 +63,7 @@ void backward(
   // Each slice's share of the offsets' gradient, (slices, R, 2, bins), summed in the slices' order afterwards.
   std::vector<T> partial(grad_offset ? slices * s.rois * 2 * s.bins() : 0);
   torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(rule.samples);
+    BinCells<T> cells(s, rule);
     std::vector<T> dots(cells.row.size());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = i / per_group;
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
       torch::stable::zero_(grad_input);
     }
     const Tensor grad_offset =
-        need_offset ? torch::stable::new_zeros(*shifts, shifts->sizes()) : not_asked(rois);
+        need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
     backward(
         s,
         rule,

@@ -6,6 +6,8 @@
 
 namespace d2_deform::cpu {
 
+constexpr int64_t kMostSamples = 1 << 16;  // per bin and axis
+
 // Sizes of one call. offset_groups: K, the output channels that share an offset are out_channels / K.
 struct PoolShape {
   int64_t batch, in_channels, height, width;
@@ -34,8 +36,10 @@ inline PoolShape pool_shape(
   STD_TORCH_CHECK(
       pooled_h > 0 && pooled_w > 0 && group_size > 0 && sampling_ratio > 0,
       "output_size, group_size and sampling_ratio must be positive");
+  STD_TORCH_CHECK(sampling_ratio <= kMostSamples, "sampling_ratio: at most 65536");
   STD_TORCH_CHECK(
-      input.size(1) > 0 && input.size(1) % (group_size * group_size) == 0,
+      input.size(1) > 0 && group_size <= input.size(1) &&
+          input.size(1) % (group_size * group_size) == 0,
       "input: its channels must be a multiple of group_size**2");
   PoolShape s{
       input.size(0),
@@ -69,8 +73,11 @@ struct BinCells {
   std::vector<int64_t> row;  // of the product: where each cell's channels begin
   std::vector<T> weight;     // of the product, times scale
 
-  explicit BinCells(int64_t samples)
-      : y(2 * samples), x(2 * samples), row(4 * samples * samples), weight(row.size()) {}
+  BinCells(const PoolShape& s, const RoIRule& rule)
+      : y(std::min(2 * rule.samples, s.height)),
+        x(std::min(2 * rule.samples, s.width)),
+        row(y.size() * x.size()),
+        weight(row.size()) {}
 
   int64_t size() const { return static_cast<int64_t>(y_size) * x_size; }
 

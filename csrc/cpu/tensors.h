@@ -70,8 +70,8 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
 }
 
-// The memory format that a result beside `tensor` (N, C, H, W) takes: channels-last only where it is unmistakable,
-// as torch's suggest_memory_format does.
+// The memory format that a result beside `tensor` (N, C, H, W) takes: channels-last where the tensor is dense in that
+// format and in no other.
 inline MemoryFormat suggested_format(const Tensor& tensor) {
   if (tensor.is_contiguous()) return MemoryFormat::Contiguous;
   int64_t expected = 1;

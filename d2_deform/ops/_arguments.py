@@ -5,45 +5,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._library import DEVICES
+from ._library import built_devices
 
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def check_count(name: str, value: object, least: int) -> None:
+    """A whole number (an int, or a symbolic one under torch.compile) of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+
+
 def pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """(height, width) from a number or two of them, each at least ``least``."""
-    numbers = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value, value)
-    if len(numbers) != 2 or any(isinstance(n, (float, str, Tensor)) for n in numbers):
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(numbers) != 2:
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
-    if numbers[0] < least or numbers[1] < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    for number in numbers:
+        check_count(name, number, least)
     return numbers
 
 
 def check_features(name: str, tensor: Tensor) -> None:
     """A feature map: (N, C, H, W), of a floating type, on a device the operators were built for."""
-    check_tensor(name, tensor)
-    if tensor.dim() != 4:
-        raise ValueError(f"{name}: expected shape (N, C, H, W), got {tuple(tensor.shape)}")
+    _check_tensor(name, tensor)
+    if tensor.dim() != 4 or 0 in tensor.shape[1:]:
+        raise ValueError(
+            f"{name}: expected shape (N, C, H, W) with C, H, W of at least 1, got "
+            f"{tuple(tensor.shape)}"
+        )
     if tensor.dtype not in FEATURE_DTYPES:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in FEATURE_DTYPES)
         raise ValueError(f"{name}: expected one of {accepted}, got {tensor.dtype}")
-    if tensor.device.type not in DEVICES:
+    if tensor.device.type not in built_devices():
         raise RuntimeError(
             f"{name}: is on {tensor.device}, but d2_deform's operators were built for "
-            f"{', '.join(sorted(DEVICES - {'meta'}))} only; move the model and its input there"
+            f"{', '.join(sorted(built_devices() - {'meta'}))} only; move the model and its input "
+            "there"
         )
-
-
-def check_tensor(name: str, tensor: object) -> None:
-    """A tensor at all."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")
 
 
 def check_beside(name: str, tensor: Tensor, features: Tensor, *, float32_too: bool) -> None:
     """On the features' device, of their type or (``float32_too``) float32 beside a half type."""
-    check_tensor(name, tensor)
+    _check_tensor(name, tensor)
     if tensor.device != features.device:
         raise ValueError(
             f"{name}: is on {tensor.device} but input is on {features.device}; move them together"
@@ -65,32 +71,45 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str
         )
 
 
+def under_autocast(device_type: str) -> bool:
+    """Whether autocast is on for the device."""
+    return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+
+
 def autocast_features(*features: Tensor | None) -> list[Tensor | None]:
-    """Casts features as autocast asks, where it is on; offsets, masks, boxes are not for it."""
-    device = next(t for t in features if t is not None).device.type
-    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+    """Features in the type that autocast asks for, where it is on."""
+    device_type = next(t for t in features if t is not None).device.type
+    if not under_autocast(device_type):
         return list(features)
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(device_type)
     return [
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in features
     ]
 
 
-def at_least_float32(tensor: Tensor | None, features: Tensor) -> Tensor | None:
-    """Widens an offset, mask or box of a half type that is not the features' (autocast does so)."""
-    if not isinstance(tensor, Tensor) or tensor.dtype == features.dtype:
+def autocast_coordinates(tensor: Tensor | None, features: Tensor) -> Tensor | None:
+    """Under autocast, an offset, mask or box of a half type other than the features' in float32."""
+    if not isinstance(tensor, Tensor) or not under_autocast(features.device.type):
         return tensor  # what is no tensor is refused by the checks
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return tensor.float() if half and tensor.dtype != features.dtype else tensor
 
 
-def suggested_format(tensor: Tensor) -> torch.memory_format:
-    """Memory format of a result beside ``tensor``: channels-last only if unmistakably so."""
-    if tensor.is_contiguous():
-        return torch.contiguous_format
-    if tensor.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+def empty_beside(input: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised result of ``shape``, of input's type, device and memory format.
+
+    Channels-last only where ``input`` is dense in that format and in no other.
+    """
+    channels_last = not input.is_contiguous() and input.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    return torch.empty(
+        shape,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
 
 
 def register_no_double_backward(name: str) -> None:
@@ -103,3 +122,8 @@ def register_no_double_backward(name: str) -> None:
         )
 
     torch.library.register_autograd(f"d2_deform::{name}", backward)
+
+
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(tensor).__name__}")

@@ -22,7 +22,12 @@ def _load() -> frozenset[str]:
     return frozenset({"cpu", "meta", "cuda"})
 
 
-DEVICES: frozenset[str] = _load()
+_DEVICES = _load()
+
+
+def built_devices() -> frozenset[str]:
+    """Types of the devices that the operators run on: "cpu", "meta", and "cuda" where built."""
+    return _DEVICES
 
 
 def cpu_capability() -> str:

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from ._arguments import (
-    at_least_float32,
+    autocast_coordinates,
     autocast_features,
     check_beside,
     check_features,
     check_shape,
-    check_tensor,
+    empty_beside,
     pair,
     register_no_double_backward,
-    suggested_format,
 )
 
 
@@ -57,11 +56,10 @@ def deform_conv2d(
     A NaN or infinite offset places its tap outside the map. Under autocast input, weight and bias
     are cast, offset and mask are not.
     """
-    check_tensor("input", input)
-    check_tensor("weight", weight)
+    check_features("input", input)
     input, weight, bias = autocast_features(input, weight, bias)  # type: ignore[assignment]
-    offset = at_least_float32(offset, input)  # type: ignore[assignment]
-    mask = at_least_float32(mask, input)
+    offset = autocast_coordinates(offset, input)  # type: ignore[assignment]
+    mask = autocast_coordinates(mask, input)
     stride, padding = pair("stride", stride, 1), pair("padding", padding, 0)
     dilation = pair("dilation", dilation, 1)
     _check(input, offset, weight, bias, mask)
@@ -84,7 +82,6 @@ def deform_conv2d(
 def _check(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
 ) -> None:
-    check_features("input", input)
     check_beside("offset", offset, input, float32_too=True)
     check_beside("weight", weight, input, float32_too=False)
     channels = input.shape[1]
@@ -146,12 +143,7 @@ def _fake(
     *geometry: int,
 ) -> Tensor:
     size = _output_size(input, weight, geometry[0:2], geometry[2:4], geometry[4:6])
-    return torch.empty(
-        (input.shape[0], weight.shape[0], *size),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=suggested_format(input),
-    )
+    return empty_beside(input, (input.shape[0], weight.shape[0], *size))
 
 
 @torch.library.register_fake("d2_deform::deform_conv2d_backward")
@@ -162,22 +154,13 @@ def _fake_backward(
     weight: Tensor,
     mask: Tensor | None,
     *rest: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    need_input, need_offset, need_weight, need_mask = rest[6:]
-    grad_input = (
-        torch.empty(
-            input.shape,
-            dtype=input.dtype,
-            device=input.device,
-            memory_format=suggested_format(input),
-        )
-        if need_input
-        else input.new_empty(0)
-    )
+) -> tuple[Tensor, ...]:
+    need_input, need_offset, need_weight, need_bias, need_mask = rest[6:]
     return (
-        grad_input,
+        empty_beside(input, input.shape) if need_input else input.new_empty(0),
         offset.new_empty(offset.shape if need_offset else 0),
         weight.new_empty(weight.shape if need_weight else 0),
+        input.new_empty(weight.shape[0] if need_bias else 0),
         mask.new_empty(mask.shape) if need_mask and mask is not None else offset.new_empty(0),
     )
 
@@ -190,29 +173,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
-    need_input, need_offset, need_weight, need_bias, need_mask = ctx.needs_input_grad[:5]
-    grads: tuple[Tensor | None, ...] = (None,) * 4
-    if need_input or need_offset or need_weight or need_mask:
-        grads = torch.ops.d2_deform.deform_conv2d_backward(
-            grad_output,
-            input,
-            offset,
-            weight,
-            mask,
-            *ctx.geometry,
-            need_input,
-            need_offset,
-            need_weight,
-            need_mask,
-        )
-    return (
-        grads[0] if need_input else None,
-        grads[1] if need_offset else None,
-        grads[2] if need_weight else None,
-        grad_output.sum((0, 2, 3)) if need_bias else None,
-        grads[3] if need_mask else None,
-        *(None,) * 6,
+    needs = ctx.needs_input_grad[:5]  # input, offset, weight, bias, mask, as the operator has them
+    grads = torch.ops.d2_deform.deform_conv2d_backward(
+        grad_output, input, offset, weight, mask, *ctx.geometry, *needs
     )
+    asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+    return (*asked, *(None,) * 6)
 
 
 torch.library.register_autograd("d2_deform::deform_conv2d", _backward, setup_context=_setup_context)

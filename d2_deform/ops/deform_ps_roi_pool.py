@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from ._arguments import (
-    at_least_float32,
+    autocast_coordinates,
     autocast_features,
-    check_tensor,
+    check_count,
+    check_features,
+    empty_beside,
     pair,
-    register_no_double_backward,
-    suggested_format,
 )
-from ._roi_arguments import check_pooling
-from .deform_roi_pool import fake_gradients
+from ._roi_arguments import check_pooling, register_pooling_gradients
 
 
 def deform_ps_roi_pool(
@@ -54,14 +53,13 @@ def deform_ps_roi_pool(
         TypeError, ValueError: an argument does not fit; the message names it.
         RuntimeError: the operators were not built for input's device; or backward of backward.
     """
-    check_tensor("input", input)
+    check_features("input", input)
     (input,) = autocast_features(input)  # type: ignore[assignment]
-    offset = at_least_float32(offset, input)
-    rois = at_least_float32(rois, input)  # type: ignore[assignment]
+    rois = autocast_coordinates(rois, input)  # type: ignore[assignment]
+    offset = autocast_coordinates(offset, input)
     pooled = pair("output_size", output_size, 1)
-    if not isinstance(group_size, int) or group_size < 1:
-        raise ValueError(f"group_size: expected an int of at least 1, got {group_size!r}")
-    if input.dim() == 4 and (input.shape[1] == 0 or input.shape[1] % group_size**2):
+    check_count("group_size", group_size, 1)
+    if input.shape[1] % group_size**2:
         raise ValueError(
             f"input: its channels must be a multiple of group_size**2 = {group_size**2}, got "
             f"{tuple(input.shape)}"
@@ -83,41 +81,8 @@ def _fake(
     group_size: int,
     *rest: Any,
 ) -> Tensor:
-    return torch.empty(
-        (rois.shape[0], input.shape[1] // group_size**2, pooled_h, pooled_w),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=suggested_format(input),
-    )
+    out_channels = input.shape[1] // group_size**2
+    return empty_beside(input, (rois.shape[0], out_channels, pooled_h, pooled_w))
 
 
-@torch.library.register_fake("d2_deform::deform_ps_roi_pool_backward")
-def _fake_backward(
-    grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    return fake_gradients(input, rois, offset, *rest[-2:])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, rois, offset, _, _, *rule = inputs
-    ctx.save_for_backward(input, rois, offset)
-    ctx.rule = rule
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    need_input, _, need_offset = ctx.needs_input_grad[:3]
-    grad_input, grad_offset = torch.ops.d2_deform.deform_ps_roi_pool_backward(
-        grad_output, *ctx.saved_tensors, *ctx.rule, need_input, need_offset
-    )
-    return (
-        grad_input if need_input else None,
-        None,
-        grad_offset if need_offset else None,
-        *(None,) * 7,
-    )
-
-
-torch.library.register_autograd(
-    "d2_deform::deform_ps_roi_pool", _backward, setup_context=_setup_context
-)
-register_no_double_backward("deform_ps_roi_pool_backward")
+register_pooling_gradients("deform_ps_roi_pool")

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from ._arguments import (
-    at_least_float32,
+    autocast_coordinates,
     autocast_features,
-    check_tensor,
+    check_features,
+    empty_beside,
     pair,
-    register_no_double_backward,
-    suggested_format,
 )
-from ._roi_arguments import check_pooling
+from ._roi_arguments import check_pooling, register_pooling_gradients
 
 
 def deform_roi_pool(
@@ -57,11 +56,11 @@ def deform_roi_pool(
         TypeError, ValueError: an argument does not fit; the message names it.
         RuntimeError: the operators were not built for input's device; or backward of backward.
     """
-    check_tensor("input", input)
+    check_features("input", input)
     (input,) = autocast_features(input)  # type: ignore[assignment]
-    offset = at_least_float32(offset, input)
+    rois = autocast_coordinates(rois, input)  # type: ignore[assignment]
+    offset = autocast_coordinates(offset, input)
     pooled = pair("output_size", output_size, 1)
-    rois = at_least_float32(rois, input)  # type: ignore[assignment]
     check_pooling(input, rois, offset, pooled, input.shape[1], sampling_ratio)
     return torch.ops.d2_deform.deform_roi_pool(
         input, rois, offset, *pooled, spatial_scale, sampling_ratio, gamma, aligned
@@ -72,61 +71,7 @@ def deform_roi_pool(
 def _fake(
     input: Tensor, rois: Tensor, offset: Tensor | None, pooled_h: int, pooled_w: int, *rest: Any
 ) -> Tensor:
-    return torch.empty(
-        (rois.shape[0], input.shape[1], pooled_h, pooled_w),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=suggested_format(input),
-    )
+    return empty_beside(input, (rois.shape[0], input.shape[1], pooled_h, pooled_w))
 
 
-@torch.library.register_fake("d2_deform::deform_roi_pool_backward")
-def _fake_backward(
-    grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    return fake_gradients(input, rois, offset, *rest[-2:])
-
-
-def fake_gradients(
-    input: Tensor, rois: Tensor, offset: Tensor | None, need_input: bool, need_offset: bool
-) -> tuple[Tensor, Tensor]:
-    """What a pooling's backward returns: a gradient that is not asked for is an empty tensor."""
-    grad_input = (
-        torch.empty(
-            input.shape,
-            dtype=input.dtype,
-            device=input.device,
-            memory_format=suggested_format(input),
-        )
-        if need_input
-        else input.new_empty(0)
-    )
-    grad_offset = (
-        offset.new_empty(offset.shape) if need_offset and offset is not None else rois.new_empty(0)
-    )
-    return grad_input, grad_offset
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, rois, offset, _, _, *rule = inputs
-    ctx.save_for_backward(input, rois, offset)
-    ctx.rule = rule
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    need_input, _, need_offset = ctx.needs_input_grad[:3]
-    grad_input, grad_offset = torch.ops.d2_deform.deform_roi_pool_backward(
-        grad_output, *ctx.saved_tensors, *ctx.rule, need_input, need_offset
-    )
-    return (
-        grad_input if need_input else None,
-        None,
-        grad_offset if need_offset else None,
-        *(None,) * 6,
-    )
-
-
-torch.library.register_autograd(
-    "d2_deform::deform_roi_pool", _backward, setup_context=_setup_context
-)
-register_no_double_backward("deform_roi_pool_backward")
+register_pooling_gradients("deform_roi_pool")

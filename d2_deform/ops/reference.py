@@ -83,8 +83,10 @@ def deform_conv2d(
     )
     sampled = _sample_zero_padded(maps, y.unsqueeze(2), x.unsqueeze(2))
     if mask is not None:
-        factors = mask.to(dtype).reshape(batch, offset_groups, 1, taps, out_height, out_width)
-        sampled = sampled * factors
+        factors = mask.to(dtype).reshape(batch, offset_groups, taps, out_height, out_width)
+        # A NaN in the mask of a tap that does not count is nobody's.
+        factors = torch.where(_counts(y, x, height, width), factors, 0.0)
+        sampled = sampled * factors.unsqueeze(2)
 
     sampled = sampled.reshape(batch, weight_groups, group_channels, taps, out_height, out_width)
     kernels = weight.to(dtype).reshape(
@@ -227,10 +229,15 @@ def deform_ps_roi_pool(
     return output.reshape(count, out_channels, bins_y, bins_x).to(input.dtype)
 
 
+def _counts(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    """Whether a tap at y, x is one of those that count; NaN is not."""
+    return (y > -1) & (y < height) & (x > -1) & (x < width)
+
+
 def _sample_zero_padded(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Reads maps (*B, H, W) bilinearly at y, x, broadcastable with B, as if zeros lay around."""
     height, width = maps.shape[-2:]
-    counts = (y > -1) & (y < height) & (x > -1) & (x < width)
+    counts = _counts(y, x, height, width)
     # Before any arithmetic: a NaN that autograd multiplies by 0 stays NaN.
     y, x = torch.where(counts, y, 0.0), torch.where(counts, x, 0.0)
     y0, x0 = y.floor(), x.floor()

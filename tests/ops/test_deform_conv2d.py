@@ -568,7 +568,7 @@ class _Convolution(torch.nn.Module):
         return deform_conv2d(input, offset, weight, None, (2, 1), (1, 0), (2, 1), mask)
 
 
-def test_exports_with_any_batch_and_size(device: str) -> None:
+def test_exports_with_any_batch(device: str) -> None:
     names = ("input", "offset", "weight", "mask")
     example = make_arguments(device, torch.float32)
     batch = torch.export.Dim("batch", min=1)
