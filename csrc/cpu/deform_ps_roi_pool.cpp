@@ -14,6 +14,18 @@ int64_t plane(const PoolShape& s, int64_t picture, int64_t c, int64_t gh, int64_
   return (picture * s.in_channels + channel) * s.cells();
 }
 
+// The bins that cell (gh, gw) of the grid serves.
+std::vector<int64_t> bins_of(const PoolShape& s, int64_t gh, int64_t gw) {
+  std::vector<int64_t> bins;
+  for (int64_t bin = 0; bin < s.bins(); ++bin) {
+    if (group_cell(bin / s.pooled_w, s.pooled_h, s.group_size) == gh &&
+        group_cell(bin % s.pooled_w, s.pooled_w, s.group_size) == gw) {
+      bins.push_back(bin);
+    }
+  }
+  return bins;
+}
+
 template <typename T>
 void forward(
     const PoolShape& s,
@@ -76,26 +88,28 @@ void backward(
       const int64_t k = i / grid;
       const int64_t gh = i % grid / s.group_size;
       const int64_t gw = i % s.group_size;
+      const std::vector<int64_t> served = bins_of(s, gh, gw);
       for (int64_t r = 0; r < s.rois; ++r) {
         const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
         if (roi.batch < 0) continue;
-        for (int64_t bin = 0; bin < s.bins(); ++bin) {
-          const int64_t ph = bin / s.pooled_w;
-          const int64_t pw = bin % s.pooled_w;
-          if (group_cell(ph, s.pooled_h, s.group_size) != gh ||
-              group_cell(pw, s.pooled_w, s.group_size) != gw) {
-            continue;
-          }
+        for (const int64_t bin : served) {
           const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-          cells.find(s, roi, rule, ph, pw, shift);
+          cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
           cells.multiply(s, 0, 1);
           std::fill_n(dots.data(), cells.size(), T(0));
           for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
             const T gradient = grad_output[(r * s.out_channels + c) * s.bins() + bin];
             const int64_t first = plane(s, roi.batch, c, gh, gw);
-            for (int64_t j = 0; j < cells.size(); ++j) {
-              if (grad_input) grad_input[first + cells.row[j]] += cells.weight[j] * gradient;
-              if (grad_offset) dots[j] += gradient * input[first + cells.row[j]];
+            const int64_t size = cells.size();
+            if (grad_input) {
+              T* grad_map = grad_input + first;
+              for (int64_t j = 0; j < size; ++j) {
+                grad_map[cells.row[j]] += cells.weight[j] * gradient;
+              }
+            }
+            if (grad_offset) {
+              const T* map = input + first;
+              for (int64_t j = 0; j < size; ++j) dots[j] += gradient * map[cells.row[j]];
             }
           }
           if (grad_offset) {
