@@ -1,18 +1,12 @@
 // Deformable position-sensitive RoI pooling on the CPU, channels-first inside: classes have their own offsets, so each
 // reads a small patch of its own plane.
 //
-// Forward: a thread owns RoIs. Backward: a thread owns one offset group's planes for one cell of the grid, and with them
-// the gradients of the offsets that move those bins, so that nothing is added to from two sides.
+// A thread owns one offset group's planes for one cell of the grid, and with them the gradients of the offsets that move
+// those bins, so that nothing is added to from two sides.
 #include "roi_pool.h"
 
 namespace d2_deform::cpu {
 namespace {
-
-// First element of the plane that output channel c reads for a bin.
-int64_t plane(const PoolShape& s, int64_t picture, int64_t c, int64_t gh, int64_t gw) {
-  const int64_t channel = (c * s.group_size + gh) * s.group_size + gw;
-  return (picture * s.in_channels + channel) * s.cells();
-}
 
 // The bins that cell (gh, gw) of the grid serves.
 std::vector<int64_t> bins_of(const PoolShape& s, int64_t gh, int64_t gw) {
@@ -26,6 +20,36 @@ std::vector<int64_t> bins_of(const PoolShape& s, int64_t gh, int64_t gw) {
   return bins;
 }
 
+// Calls visit(roi, r, k, bin, plane, cells) for every box r, offset group k and bin, where plane(c) is the first element of
+// the map that output channel c reads. One thread makes all calls of a group and grid cell, box after box: their maps stay
+// in its cache, and nobody else has them.
+template <typename T, typename F>
+void for_each_bin(
+    const PoolShape& s, const RoIRule& rule, const T* rois, const T* offset, const F& visit) {
+  const int64_t grid = s.group_size * s.group_size;
+  torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t begin, int64_t end) {
+    BinCells<T> cells(s, rule);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t k = i / grid;
+      const int64_t position = i % grid;
+      const std::vector<int64_t> served =
+          bins_of(s, position / s.group_size, position % s.group_size);
+      for (int64_t r = 0; r < s.rois; ++r) {
+        const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
+        if (roi.batch < 0) continue;
+        const auto plane = [&](int64_t c) {
+          return (roi.batch * s.in_channels + c * grid + position) * s.cells();
+        };
+        for (const int64_t bin : served) {
+          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
+          cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
+          visit(roi, r, k, bin, plane, cells);
+        }
+      }
+    }
+  });
+}
+
 template <typename T>
 void forward(
     const PoolShape& s,
@@ -33,41 +57,32 @@ void forward(
     const T* input,  // (N, C, H, W)
     const T* rois,
     const T* offset,
-    T* output) {  // (R, out_channels, Ph, Pw)
-  torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(s, rule);
-    for (int64_t r = begin; r < end; ++r) {
-      T* out = output + r * s.out_channels * s.bins();
-      const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-      if (roi.batch < 0) {
-        std::fill_n(out, s.out_channels * s.bins(), T(0));
-        continue;
-      }
-      for (int64_t bin = 0; bin < s.bins(); ++bin) {
-        const int64_t ph = bin / s.pooled_w;
-        const int64_t pw = bin % s.pooled_w;
-        const int64_t gh = group_cell(ph, s.pooled_h, s.group_size);
-        const int64_t gw = group_cell(pw, s.pooled_w, s.group_size);
-        for (int64_t k = 0; k < s.offset_groups; ++k) {
-          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-          cells.find(s, roi, rule, ph, pw, shift);
-          for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
-            const T* map = input + plane(s, roi.batch, c, gh, gw);
-            T sum = 0;
-            for (int a = 0; a < cells.y_size; ++a) {
-              const T* row = map + cells.y[a].cell * s.width;
-              T along = 0;
-              for (int b = 0; b < cells.x_size; ++b) {
-                along += cells.x[b].weight * row[cells.x[b].cell];
-              }
-              sum += cells.y[a].weight * along;
+    T* output) {  // (R, out_channels, Ph, Pw), zeros
+  for_each_bin(
+      s,
+      rule,
+      rois,
+      offset,
+      [&](const RoI<T>&,
+          int64_t r,
+          int64_t k,
+          int64_t bin,
+          const auto& plane,
+          const BinCells<T>& cells) {
+        for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
+          const T* map = input + plane(c);
+          T sum = 0;
+          for (int a = 0; a < cells.y_size; ++a) {
+            const T* row = map + cells.y[a].cell * s.width;
+            T along = 0;
+            for (int b = 0; b < cells.x_size; ++b) {
+              along += cells.x[b].weight * row[cells.x[b].cell];
             }
-            out[c * s.bins() + bin] = sum * cells.scale;
+            sum += cells.y[a].weight * along;
           }
+          output[(r * s.out_channels + c) * s.bins() + bin] = sum * cells.scale;
         }
-      }
-    }
-  });
+      });
 }
 
 template <typename T>
@@ -80,46 +95,38 @@ void backward(
     const T* offset,
     T* grad_input,     // (N, C, H, W), zeros; or null
     T* grad_offset) {  // (R, 2K, Ph, Pw), zeros; or null
-  const int64_t grid = s.group_size * s.group_size;
-  torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(s, rule);
-    std::vector<T> dots(cells.row.size());
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t k = i / grid;
-      const int64_t gh = i % grid / s.group_size;
-      const int64_t gw = i % s.group_size;
-      const std::vector<int64_t> served = bins_of(s, gh, gw);
-      for (int64_t r = 0; r < s.rois; ++r) {
-        const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-        if (roi.batch < 0) continue;
-        for (const int64_t bin : served) {
-          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-          cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
-          cells.multiply(s, 0, 1);
-          std::fill_n(dots.data(), cells.size(), T(0));
-          for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
-            const T gradient = grad_output[(r * s.out_channels + c) * s.bins() + bin];
-            const int64_t first = plane(s, roi.batch, c, gh, gw);
-            const int64_t size = cells.size();
-            if (grad_input) {
-              T* grad_map = grad_input + first;
-              for (int64_t j = 0; j < size; ++j) {
-                grad_map[cells.row[j]] += cells.weight[j] * gradient;
-              }
-            }
-            if (grad_offset) {
-              const T* map = input + first;
-              for (int64_t j = 0; j < size; ++j) dots[j] += gradient * map[cells.row[j]];
+  for_each_bin(
+      s,
+      rule,
+      rois,
+      offset,
+      [&](const RoI<T>& roi,
+          int64_t r,
+          int64_t k,
+          int64_t bin,
+          const auto& plane,
+          BinCells<T>& cells) {
+        cells.multiply(s, 0, 1);
+        const int64_t size = cells.size();
+        std::fill_n(cells.dots.data(), size, T(0));
+        for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
+          const T gradient = grad_output[(r * s.out_channels + c) * s.bins() + bin];
+          if (grad_input) {
+            T* grad_map = grad_input + plane(c);
+            for (int64_t j = 0; j < size; ++j) {
+              grad_map[cells.row[j]] += cells.weight[j] * gradient;
             }
           }
           if (grad_offset) {
-            T* out = grad_offset + s.offset_row(r, k) + bin;
-            cells.derivatives(roi, rule, dots.data(), out, out + s.bins());
+            const T* map = input + plane(c);
+            for (int64_t j = 0; j < size; ++j) cells.dots[j] += gradient * map[cells.row[j]];
           }
         }
-      }
-    }
-  });
+        if (grad_offset) {
+          T* out = grad_offset + s.offset_row(r, k) + bin;
+          cells.derivatives(roi, rule, out, out + s.bins());
+        }
+      });
 }
 
 Tensor deform_ps_roi_pool(
@@ -144,7 +151,7 @@ Tensor deform_ps_roi_pool(
     const Tensor planes = laid_out<T>(input, MemoryFormat::Contiguous);
     const Tensor boxes = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    const Tensor output = empty_as(input, sizes, scalar_type_of<T>(), MemoryFormat::Contiguous);
+    const Tensor output = torch::stable::new_zeros(planes, sizes);
     forward(
         s,
         rule,

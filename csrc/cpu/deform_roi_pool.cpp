@@ -64,7 +64,6 @@ void backward(
   std::vector<T> partial(grad_offset ? slices * s.rois * 2 * s.bins() : 0);
   torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
     BinCells<T> cells(s, rule);
-    std::vector<T> dots(cells.row.size());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t k = i / per_group;
       const int64_t first = k * s.group_channels() + i % per_group * kSliceChannels;
@@ -82,9 +81,10 @@ void backward(
                 cells.size(), count, gradient, cells.row.data(), cells.weight.data(), grad_input);
           }
           if (grad_offset) {
-            kernel.dot_rows(cells.size(), count, input, cells.row.data(), gradient, dots.data());
+            kernel.dot_rows(
+                cells.size(), count, input, cells.row.data(), gradient, cells.dots.data());
             T* share = partial.data() + (i * s.rois + r) * 2 * s.bins() + bin;
-            cells.derivatives(roi, rule, dots.data(), share, share + s.bins());
+            cells.derivatives(roi, rule, share, share + s.bins());
           }
         }
       }

@@ -72,12 +72,14 @@ struct BinCells {
   T scale = 0;               // 1 / number of samples kept; 0 if there is none
   std::vector<int64_t> row;  // of the product: where each cell's channels begin
   std::vector<T> weight;     // of the product, times scale
+  std::vector<T> dots;       // of the product: <gradient, cell>, for derivatives()
 
   BinCells(const PoolShape& s, const RoIRule& rule)
       : y(std::min(2 * rule.samples, s.height)),
         x(std::min(2 * rule.samples, s.width)),
         row(y.size() * x.size()),
-        weight(row.size()) {}
+        weight(row.size()),
+        dots(row.size()) {}
 
   int64_t size() const { return static_cast<int64_t>(y_size) * x_size; }
 
@@ -110,8 +112,8 @@ struct BinCells {
     }
   }
 
-  // Derivatives of the bin's loss with respect to its x and y shift, given <gradient, cell> for every cell.
-  void derivatives(const RoI<T>& roi, const RoIRule& rule, const T* dots, T* dx, T* dy) const {
+  // Derivatives of the bin's loss with respect to its x and y shift.
+  void derivatives(const RoI<T>& roi, const RoIRule& rule, T* dx, T* dy) const {
     T along_x = 0, along_y = 0;
     for (int a = 0; a < y_size; ++a) {
       for (int b = 0; b < x_size; ++b) {
