@@ -78,3 +78,6 @@ def add_deform_config(cfg: CfgNode) -> None:
     # Text file with one class name a line, in the order of their numbers. "": the classes that the
     # annotations name, sorted.
     cfg.DATASETS.VOC_FOLDER.CLASSES_FILE = ""
+    # True: boxes marked difficult are not learnt from, as in the official release. The evaluator
+    # neither rewards nor punishes them in either case.
+    cfg.DATASETS.VOC_FOLDER.SKIP_DIFFICULT = False

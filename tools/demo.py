@@ -1,8 +1,11 @@
 #!/usr/bin/env python
 """Draw a detector's predictions on pictures, and where its deformable layers look.
 
-    python tools/demo.py --config-file configs/<name>.yaml --input a.jpg "folder/*.png" folder \
+    python tools/demo.py --config-file output/config.yaml --input a.jpg "folder/*.png" folder \
         --output drawn [--show-sampling] --opts MODEL.WEIGHTS output/model_final.pth
+
+Training leaves output/config.yaml, which has the number of classes. No data set is needed; names
+of classes are shown if the data set that the config tests on is known or its folder is there.
 """
 
 import argparse
@@ -15,11 +18,12 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
 from d2_deform.engine import ConfigError, load_config
-from d2_deform.visualization import draw_prediction_figure
+from d2_deform.visualization import predict_with_figure
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -48,7 +52,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--show-sampling",
         action="store_true",
-        help="beside it, the sampling points of the most confident detection, and its part bins",
+        help="beside each drawn picture, <name>_sampling.png: the sampling points and part bins of "
+        "the most confident detection",
     )
     parser.add_argument(
         "--opts",
@@ -60,7 +65,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, with_data=False)
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.freeze()
@@ -91,33 +96,45 @@ def find_pictures(inputs: list[str]) -> list[str]:
     return list(paths)
 
 
-def output_paths(pictures: list[str], output: str) -> list[str]:
-    """Where each drawn picture goes; makes the folder."""
+def output_paths(pictures: list[str], output: str, show_sampling: bool) -> list[list[str]]:
+    """For each picture, where it goes drawn and, if asked for, its sampling; makes the folder."""
     is_file = output.lower().endswith(PICTURE_SUFFIXES) and not os.path.isdir(output)
     if is_file and len(pictures) > 1:
         raise ConfigError(f"--output {output}: {len(pictures)} pictures need a folder.")
-    if is_file:
-        os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
-        return [output]
-    if os.path.isfile(output):
+    if not is_file and os.path.isfile(output):
         raise ConfigError(f"--output {output}: this is a file, expected a folder or a new name.")
-    os.makedirs(output, exist_ok=True)
-    paths = [os.path.join(output, os.path.basename(picture)) for picture in pictures]
-    if len(set(paths)) < len(paths):
+    folder = os.path.dirname(output) if is_file else output
+    drawn = [output] if is_file else [os.path.join(folder, os.path.basename(p)) for p in pictures]
+    paths = [
+        [path, os.path.splitext(path)[0] + "_sampling.png"] if show_sampling else [path]
+        for path in drawn
+    ]
+    flat = [os.path.realpath(path) for group in paths for path in group]
+    overwritten = set(flat) & {os.path.realpath(picture) for picture in pictures}
+    if overwritten:
+        raise ConfigError(
+            f"--output {output}: {min(overwritten)} would be overwritten; choose another folder."
+        )
+    if len(set(flat)) < len(flat):
         raise ConfigError("--input: two pictures have the same file name; draw them in two runs.")
+    os.makedirs(folder or ".", exist_ok=True)
     return paths
 
 
-def draw_boxes(predictor: DefaultPredictor, image: np.ndarray) -> tuple[np.ndarray, int]:
+def draw_boxes(predictor: DefaultPredictor, image: np.ndarray, instances: Instances) -> np.ndarray:
     """Draws predictions on a BGR picture.
 
     Returns:
-        The drawn picture, RGB, and the number of predictions.
+        The drawn picture, RGB.
     """
-    predictions = predictor(image)
-    instances = predictions["instances"].to("cpu")
     visualizer = Visualizer(image[:, :, ::-1], getattr(predictor, "metadata", None))
-    return visualizer.draw_instance_predictions(instances).get_image(), len(instances)
+    return visualizer.draw_instance_predictions(instances).get_image()
+
+
+def write(path: str, picture: np.ndarray) -> None:
+    """Writes an RGB picture."""
+    if not cv2.imwrite(path, np.ascontiguousarray(picture[:, :, ::-1])):
+        raise ConfigError(f"{path} cannot be written.")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -126,21 +143,27 @@ def main(argv: list[str] | None = None) -> None:
     setup_logger(name="fvcore")
     cfg = setup_cfg(args)
     pictures = find_pictures(args.input)
-    outputs = output_paths(pictures, args.output)
+    outputs = output_paths(pictures, args.output, args.show_sampling)
     predictor = DefaultPredictor(cfg)
-    for picture, output in zip(pictures, outputs, strict=True):
+    for picture, paths in zip(pictures, outputs, strict=True):
         image = cv2.imread(picture, cv2.IMREAD_COLOR)
         if image is None:
             logger.warning("%s cannot be read as a picture and is left out.", picture)
             continue
         start = time.perf_counter()
-        drawn, number = draw_boxes(predictor, image)
-        seconds = time.perf_counter() - start
         if args.show_sampling:
-            drawn = draw_prediction_figure(predictor, image, args.confidence_threshold)
-        if not cv2.imwrite(output, np.ascontiguousarray(drawn[:, :, ::-1])):
-            raise ConfigError(f"{output} cannot be written.")
-        logger.info("%s: %d instances in %.2f s, drawn in %s", picture, number, seconds, output)
+            instances, sampling = predict_with_figure(predictor, image, args.confidence_threshold)
+            write(paths[1], sampling)
+        else:
+            instances = predictor(image)["instances"].to("cpu")
+        write(paths[0], draw_boxes(predictor, image, instances))
+        logger.info(
+            "%s: %d instances, drawn in %s (%.2f s)",
+            picture,
+            len(instances),
+            " and ".join(paths),
+            time.perf_counter() - start,
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Example:
 
 import argparse
 import os
+import sys
 
 import cv2
 import numpy as np
@@ -93,12 +94,13 @@ def main() -> None:
     arguments = parse_arguments()
     settings = DeformedDigitsSettings(image_size=arguments.image_size, warp=arguments.warp)
     if os.path.exists(arguments.output):
-        raise SystemExit(f"{arguments.output} exists; name a folder that does not, or remove it.")
+        raise ValueError(f"{arguments.output} exists; name a folder that does not, or remove it.")
     write_deformed_digits(
         arguments.output, arguments.split, arguments.num_images, arguments.seed, settings
     )
     print(f"Made {arguments.num_images} pictures in {arguments.output}")
     if arguments.contact_sheet:
+        os.makedirs(os.path.dirname(arguments.contact_sheet) or ".", exist_ok=True)
         sheet = draw_contact_sheet(
             arguments.output, arguments.split, arguments.columns, arguments.rows
         )
@@ -108,4 +110,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -182,6 +182,7 @@ def canonical(name):
 def keep_what_is_there(python, folder):
     """Constraints that leave what is installed at its version; constraints.txt for all others."""
     present = installed_versions(python)
+    present.pop("d2-deform", None)  # its version is the checkout's
     lines = [f"{name}=={version}" for name, version in present.items()]
     for line in CONSTRAINTS.read_text().splitlines():
         if line and not line.startswith("#") and canonical(line.split("==")[0]) not in present:

@@ -5,7 +5,7 @@
     python tools/train_net.py --config-file configs/<name>.yaml --resume
     python tools/train_net.py --config-file configs/<name>.yaml --eval-only MODEL.WEIGHTS <file>
 
-`--num-gpus 0` trains on CPU; so does a machine without a GPU.
+`--num-gpus 0` trains on CPU; so does a machine without a GPU, or operators built for CPU only.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from d2_deform.engine import ConfigError, DeformTrainer, setup
+from d2_deform.ops import built_devices
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -49,13 +50,21 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return trainer.train()
 
 
+def check_gpus(wanted: int) -> None:
+    """Ends the program where several GPUs are asked for that cannot be used."""
+    found = torch.cuda.device_count()
+    if wanted > max(found, 1):
+        reason = f"this machine has {found}"
+    elif wanted > 1 and "cuda" not in built_devices():
+        reason = "d2_deform's operators are built for CPU only"
+    else:
+        return
+    sys.exit(f"error: --num-gpus {wanted}: {reason}; --num-gpus 0 trains on CPU.")
+
+
 def invoke_main() -> None:
     args = default_argument_parser().parse_args()
-    if args.num_gpus > max(torch.cuda.device_count(), 1):
-        sys.exit(
-            f"error: --num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()}; "
-            "--num-gpus 0 trains on CPU."
-        )
+    check_gpus(args.num_gpus)
     try:
         launch(
             main,

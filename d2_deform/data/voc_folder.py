@@ -23,12 +23,13 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
+from PIL import ExifTags, Image
 
 logger = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 CONFIG_PREFIX = "voc_folder_"
+_TURNED_ORIENTATIONS = (5, 6, 7, 8)  # of EXIF: width and height change places
 
 __all__ = [
     "collect_class_names",
@@ -79,39 +80,37 @@ def register_voc_folder(
     )
 
 
-def register_voc_folder_from_config(cfg: CfgNode) -> list[str]:
+def register_voc_folder_from_config(cfg: CfgNode) -> tuple[list[str], list[str]]:
     """Register every split of the folder that a config names, as "voc_folder_<split>".
 
-    Reads `DATASETS.VOC_FOLDER.ROOT` (empty: nothing to do) and `.CLASSES_FILE` (one class a line;
-    empty: the classes are collected from the XML). Calling it again replaces the earlier
-    registration. Lists of one class (VOC's "cat_train.txt", lines "<id> 1") are passed over.
+    Reads `DATASETS.VOC_FOLDER`: `.ROOT` (empty: nothing to do), `.CLASSES_FILE` (one class a line;
+    empty: the classes are collected from the XML) and `.SKIP_DIFFICULT`. Calling it again replaces
+    the earlier registration. Lists of one class (VOC's "cat_train.txt", lines "<id> 1") are passed
+    over.
 
     Returns:
-        The names registered, sorted.
+        The names registered, sorted, and the class names in the order of their ids.
+
+    Raises:
+        FileNotFoundError: the folder or a file that it needs is missing.
+        ValueError: a file read for its classes is broken.
     """
-    root, classes_file = cfg.DATASETS.VOC_FOLDER.ROOT, cfg.DATASETS.VOC_FOLDER.CLASSES_FILE
-    if not root:
-        return []
-    root = os.path.abspath(os.path.expanduser(root))
+    folder = cfg.DATASETS.VOC_FOLDER
+    if not folder.ROOT:
+        return [], []
+    root = os.path.abspath(os.path.expanduser(folder.ROOT))
     splits = list_splits(root)
-    class_names = read_class_names(classes_file) if classes_file else collect_class_names(root)
+    if folder.CLASSES_FILE:
+        class_names = read_class_names(os.path.expanduser(folder.CLASSES_FILE))
+    else:
+        class_names = collect_class_names(root)
     names = [CONFIG_PREFIX + split for split in splits]
     for name, split in zip(names, splits, strict=True):
         if name in DatasetCatalog:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-        register_voc_folder(name, root, split, class_names)
-    used = set(names) & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
-    if used and len(class_names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        logger.warning(
-            "MODEL.ROI_HEADS.NUM_CLASSES is %d but %s has %d classes (%s); set it to %d.",
-            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            root,
-            len(class_names),
-            ", ".join(class_names),
-            len(class_names),
-        )
-    return names
+        register_voc_folder(name, root, split, class_names, folder.SKIP_DIFFICULT)
+    return names, class_names
 
 
 def load_voc_folder(
@@ -207,7 +206,7 @@ def _read_record(
     """One picture's dictionary, and descriptions of its boxes without area."""
     path = _xml_file(root, image_id)
     tree = _parse(path)
-    width, height = _picture_size(tree, picture)
+    width, height = _picture_size(tree, path, picture)
     annotations, empty_boxes = [], []
     for place, obj in _objects(path, tree):
         name = _text(obj, "name", place)
@@ -270,22 +269,34 @@ def _read_corners(obj: ET.Element, place: str, width: int, height: int) -> list[
     return corners
 
 
-def _picture_size(tree: ET.Element, picture: str) -> tuple[int, int]:
-    """Width and height in pixels: the XML's where they make sense, else the picture's own."""
-    try:
-        width, height = (int(tree.findtext(f"size/{tag}", "")) for tag in ("width", "height"))
-    except ValueError:
-        width = height = 0
-    if width > 0 and height > 0:
-        return width, height
+def _picture_size(tree: ET.Element, path: str, picture: str) -> tuple[int, int]:
+    """Width and height in pixels, of the picture itself; the XML's must be the same if it has any.
+
+    Only the picture's header is read. As Detectron2 turns pictures by their EXIF orientation, so
+    does this.
+    """
     try:
         with Image.open(picture) as image:
-            return image.size
+            width, height = image.size
+            has_exif = "exif" in image.info  # else Pillow decodes a whole PNG to look for it
+            orientation = image.getexif().get(ExifTags.Base.Orientation) if has_exif else None
     except OSError as error:
         raise ValueError(
             f"{picture} cannot be read as a picture ({error}); replace it or take its id off "
             "the list."
         ) from None
+    if orientation in _TURNED_ORIENTATIONS:
+        width, height = height, width
+    try:
+        given = [int(tree.findtext(f"size/{tag}", "")) for tag in ("width", "height")]
+    except ValueError:
+        return width, height
+    if min(given) > 0 and given != [width, height]:
+        raise ValueError(
+            f"{path}: <size> is {given[0]} x {given[1]}, but {picture} has {width} x {height} "
+            "pixels; correct or delete <size>, and see that the boxes fit the picture."
+        )
+    return width, height
 
 
 def _objects(path: str, tree: ET.Element) -> list[tuple[str, ET.Element]]:

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import build_backbone
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from d2_deform.config import add_deform_config
-from d2_deform.data.voc_folder import (
-    collect_class_names,
-    read_class_names,
-    register_voc_folder_from_config,
-)
+from d2_deform.data.voc_folder import CONFIG_PREFIX, register_voc_folder_from_config
+from d2_deform.ops import built_devices
+from d2_deform.solver import LearningRateFactors
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = _read(args.config_file, args.opts or ())
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_deform")
-    _prepare(cfg, use_gpu=args.num_gpus > 0)
+    _choose_device(cfg, use_gpu=args.num_gpus > 0)
+    _prepare_data(cfg)
+    _check_model(cfg)
+    if not (cfg.DATASETS.TRAIN or args.eval_only):
+        raise ConfigError("DATASETS.TRAIN is empty, so there is nothing to train on.")
     if not args.resume:
         _check_weights(cfg)
     cfg.freeze()
@@ -53,35 +56,42 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def load_config(config_file: str = "", opts: Sequence[str] = (), use_gpu: bool = True) -> CfgNode:
+def load_config(
+    config_file: str = "",
+    opts: Sequence[str] = (),
+    use_gpu: bool = True,
+    with_data: bool = True,
+) -> CfgNode:
     """Detectron2's defaults, the plugin's keys, a file and single options, in this order.
 
     A PASCAL-VOC-layout folder named by DATASETS.VOC_FOLDER.ROOT is registered, and gives
-    MODEL.ROI_HEADS.NUM_CLASSES. MODEL.DEVICE becomes "cpu" where no GPU can or shall be used.
+    MODEL.ROI_HEADS.NUM_CLASSES if DATASETS.TRAIN or .TEST use it. MODEL.DEVICE becomes "cpu" where
+    no GPU can or shall be used.
 
     Args:
         config_file: a yaml file; "" for none.
         opts: key, value, key, value, ... as a command line ends with.
         use_gpu: False asks for the CPU.
+        with_data: False is for prediction, which needs no data set: the VOC folder gives its
+            classes where it is there; where it is not, the config's own NUM_CLASSES counts.
 
     Returns:
         The config, not frozen.
 
     Raises:
         ConfigError: the file is missing or no yaml; a key or data set is unknown; a value does not
-            fit its key; the VOC folder is flawed; the weights are missing.
+            fit its key, the model or the data; data are missing or flawed; the weights are missing.
     """
     cfg = _read(config_file, opts)
     setup_logger(name="d2_deform")
-    _prepare(cfg, use_gpu)
+    _choose_device(cfg, use_gpu)
+    if with_data:
+        _prepare_data(cfg)
+    else:
+        _take_classes_if_there(cfg)
+    _check_model(cfg)
     _check_weights(cfg)
     return cfg
-
-
-def _prepare(cfg: CfgNode, use_gpu: bool) -> None:
-    _choose_device(cfg, use_gpu)
-    _register_voc_folder(cfg)
-    _check_datasets(cfg)
 
 
 def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
@@ -108,6 +118,11 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
         ) from error
     except (AssertionError, OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{config_file}: {error}") from error
+    except (AttributeError, TypeError) as error:  # where yaml gives no dictionary
+        raise ConfigError(
+            f"{config_file}: it, a file that it is based on or a section of it is empty or has no "
+            "'KEY: value' lines."
+        ) from error
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
@@ -134,49 +149,133 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 def _choose_device(cfg: CfgNode, use_gpu: bool) -> None:
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         return
-    if not use_gpu:
-        cfg.MODEL.DEVICE = "cpu"
-    elif not torch.cuda.is_available():
+    if use_gpu and not torch.cuda.is_available():
         logger.info("No GPU is found: MODEL.DEVICE is set to cpu.")
-        cfg.MODEL.DEVICE = "cpu"
+    elif use_gpu and "cuda" not in built_devices():
+        logger.info("d2_deform's operators are built for CPU only: MODEL.DEVICE is set to cpu.")
+    elif use_gpu:
+        return
+    cfg.MODEL.DEVICE = "cpu"
+
+
+def _prepare_data(cfg: CfgNode) -> None:
+    """Registers the VOC folder and checks every data set that the config uses."""
+    try:
+        _register_voc_folder(cfg)
+        for name in _used_datasets(cfg):
+            if name in DatasetCatalog and name.startswith(CONFIG_PREFIX):
+                _check_annotations(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"DATASETS.VOC_FOLDER: {error}") from error
+    for name in _used_datasets(cfg):
+        _check_is_registered(cfg, name)
+        _check_is_on_disk(name)
+        _check_number_of_classes(cfg, name)
+
+
+def _take_classes_if_there(cfg: CfgNode) -> None:
+    """Takes the VOC folder's classes; prediction goes on without them."""
+    try:
+        _register_voc_folder(cfg)
+    except (OSError, ValueError) as error:
+        logger.info(
+            "%s So classes are shown as numbers, %d of them (MODEL.ROI_HEADS.NUM_CLASSES).",
+            error,
+            cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        )
+
+
+def _used_datasets(cfg: CfgNode) -> list[str]:
+    return list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
 
 
 def _register_voc_folder(cfg: CfgNode) -> None:
-    """Registers the folder and takes the number of classes from it."""
-    folder = cfg.DATASETS.VOC_FOLDER
-    if not folder.ROOT:
-        return
-    try:
-        if folder.CLASSES_FILE:
-            class_names = read_class_names(folder.CLASSES_FILE)
-        else:
-            class_names = collect_class_names(os.path.expanduser(folder.ROOT))
+    """Registers the folder and, if it is used, takes the number of classes from it."""
+    names, class_names = register_voc_folder_from_config(cfg)
+    if set(names) & set(_used_datasets(cfg)):
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(class_names)
-        names = register_voc_folder_from_config(cfg)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"DATASETS.VOC_FOLDER: {error}") from error
-    logger.info(
-        "%s: data sets %s; MODEL.ROI_HEADS.NUM_CLASSES is %d (%s)",
-        folder.ROOT,
-        ", ".join(names),
-        len(class_names),
-        ", ".join(class_names),
-    )
+        logger.info(
+            "%s: data sets %s; MODEL.ROI_HEADS.NUM_CLASSES is %d (%s)",
+            cfg.DATASETS.VOC_FOLDER.ROOT,
+            ", ".join(names),
+            len(class_names),
+            ", ".join(class_names),
+        )
 
 
-def _check_datasets(cfg: CfgNode) -> None:
+def _check_annotations(name: str) -> None:
+    """Reads a split of the VOC folder, which raises an error that names any flaw."""
+    if not any(record["annotations"] for record in DatasetCatalog.get(name)):
+        raise ValueError(f"no picture of {name} has a box; annotate some or choose another split.")
+
+
+def _check_is_registered(cfg: CfgNode, name: str) -> None:
     known = DatasetCatalog.list()
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in known:
-            continue
-        if name.startswith("voc_folder_") and not cfg.DATASETS.VOC_FOLDER.ROOT:
-            hint = " Set DATASETS.VOC_FOLDER.ROOT to your folder."
-        elif name.startswith("voc_folder_"):
-            found = [other for other in known if other.startswith("voc_folder_")]
-            hint = f" The folder has {', '.join(found)}."
-        else:
-            hint = _suggest(name, known)
-        raise ConfigError(f"DATASETS: no data set named {name} is registered.{hint}")
+    if name in known:
+        return
+    if name.startswith(CONFIG_PREFIX) and not cfg.DATASETS.VOC_FOLDER.ROOT:
+        hint = " Set DATASETS.VOC_FOLDER.ROOT to your folder."
+    elif name.startswith(CONFIG_PREFIX):
+        found = [other for other in known if other.startswith(CONFIG_PREFIX)]
+        hint = f" The folder has {', '.join(found)}."
+    else:
+        hint = _suggest(name, known)
+    raise ConfigError(f"DATASETS: no data set named {name} is registered.{hint}")
+
+
+def _check_is_on_disk(name: str) -> None:
+    """Detectron2 looks for its own data sets (COCO, PASCAL VOC, ...) below one folder."""
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    metadata = MetadataCatalog.get(name)
+    path = metadata.get("json_file") or metadata.get("dirname") or ""
+    if path.startswith(os.path.join(root, "")) and not os.path.exists(path):
+        raise ConfigError(
+            f"DATASETS: {name} should be in {path}, which is missing; set the environment variable "
+            f"DETECTRON2_DATASETS to the folder with your data sets (now: {root})."
+        )
+
+
+def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
+    class_names = MetadataCatalog.get(name).get("thing_classes")
+    given = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    has_roi_heads = cfg.MODEL.META_ARCHITECTURE in ("RFCN", "GeneralizedRCNN")
+    if has_roi_heads and class_names is not None and len(class_names) != given:
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {given}, but {name} has {len(class_names)} classes; "
+            f"set it to {len(class_names)}."
+        )
+
+
+def _check_model(cfg: CfgNode) -> None:
+    """Finds the values that would end in an error deep inside the network."""
+    model = cfg.MODEL
+    try:
+        LearningRateFactors.from_config(cfg)
+        if model.BACKBONE.NAME != "build_deform_resnet_backbone":
+            return
+        with torch.device("meta"):  # takes no memory
+            features = list(build_backbone(cfg).output_shape())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if model.META_ARCHITECTURE != "RFCN":
+        return
+    for key, names in (
+        ("RPN.IN_FEATURES", model.RPN.IN_FEATURES),
+        ("ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES),
+    ):
+        if not set(names) <= set(features):
+            raise ConfigError(
+                f"MODEL.{key} is {list(names)}, but the backbone gives {features} "
+                "(MODEL.RESNETS.OUT_FEATURES)."
+            )
+    for key, value in (
+        ("ROI_BOX_HEAD.POOLER_RESOLUTION", model.ROI_BOX_HEAD.POOLER_RESOLUTION),
+        ("ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES),
+        ("RFCN.CONV_DIM", model.RFCN.CONV_DIM),
+        ("RFCN.SAMPLING_RATIO", model.RFCN.SAMPLING_RATIO),
+    ):
+        if value < 1:
+            raise ConfigError(f"MODEL.{key} is {value}; expected 1 or more.")
 
 
 def _check_weights(cfg: CfgNode) -> None:

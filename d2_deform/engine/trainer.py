@@ -3,16 +3,12 @@
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -36,15 +32,12 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["DeformTrainer", "build_evaluator"]
 
-Mapper = Callable[[dict[str, Any]], dict[str, Any]]
-
 
 class DeformTrainer(DefaultTrainer):
     """Trains, evaluates and resumes as ``DefaultTrainer`` does.
 
-    What it adds: the optimizer of :mod:`d2_deform.solver`, an evaluator by the data set's type,
-    :class:`~d2_deform.engine.hooks.OffsetMonitor`, and two class methods in which a subclass can
-    name its own data mappers.
+    What it adds: the optimizer of :mod:`d2_deform.solver`, an evaluator by the data set's type, and
+    :class:`~d2_deform.engine.hooks.OffsetMonitor`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -55,25 +48,6 @@ class DeformTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_train_mapper(cls, cfg: CfgNode) -> Mapper | None:
-        """The mapper of training data; None is Detectron2's ``DatasetMapper``."""
-        return None
-
-    @classmethod
-    def build_test_mapper(cls, cfg: CfgNode, dataset_name: str) -> Mapper | None:
-        """The mapper of one test set; None is Detectron2's ``DatasetMapper``."""
-        return None
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
-        return build_detection_train_loader(cfg, mapper=cls.build_train_mapper(cfg))
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        mapper = cls.build_test_mapper(cfg, dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

@@ -59,7 +59,7 @@ class VOCFolderEvaluator(PascalVOCDetectionEvaluator):
         self._folder = tempfile.TemporaryDirectory(prefix="voc_folder_")
         self._write_checked_copy(records)
 
-        checked_name = f"{dataset_name} (checked copy {self._folder.name})"
+        checked_name = f"{dataset_name} (checked copy)"
         MetadataCatalog.get(checked_name).set(
             dirname=self._folder.name,
             split="checked",

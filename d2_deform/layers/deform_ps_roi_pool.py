@@ -93,8 +93,24 @@ class DeformPSRoIPool(nn.Module):
                 "feature: none given, but the offset branch needs one of shape "
                 f"(N, {self.offset_conv.in_channels}, H, W); without in_channels the layer is rigid"
             )
-        offset = self._pool(self.offset_conv(feature), rois, None)
-        return self._pool(score_map, rois, offset)
+        return self._pool(score_map, rois, self.predict_offset(feature, rois))
+
+    def predict_offset(self, feature: Tensor, rois: Tensor) -> Tensor:
+        """The displacement of every bin, before ``gamma``.
+
+        Args:
+            feature (Tensor[N, in_channels, H, W]): what the offsets are predicted from.
+            rois (Tensor[R, 5]): batch index, x1, y1, x2, y2 in pixels of the input image.
+
+        Returns:
+            Tensor[R, 2 * K, Ph, Pw].
+
+        Raises:
+            ValueError: the layer is rigid.
+        """
+        if self.offset_conv is None:
+            raise ValueError("the layer is rigid; with in_channels it has an offset branch")
+        return self._pool(self.offset_conv(feature), rois, None)
 
     def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
         return deform_ps_roi_pool(

@@ -39,9 +39,10 @@ class LearningRateFactors:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "LearningRateFactors":
         """Reads SOLVER.OFFSET_LR_FACTOR, ROI_OFFSET_LR_FACTOR, NEW_CONV_LR_FACTOR, OPTIMIZER."""
+        name = _optimizer_name(cfg)
         offset = cfg.SOLVER.OFFSET_LR_FACTOR
         if offset is None:
-            offset = DEFAULT_OFFSET_LR_FACTOR[_optimizer_name(cfg)]
+            offset = DEFAULT_OFFSET_LR_FACTOR[name]
         roi_offset = cfg.SOLVER.ROI_OFFSET_LR_FACTOR
         if roi_offset is None:
             roi_offset = offset

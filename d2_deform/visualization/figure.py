@@ -8,18 +8,14 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from d2_deform.visualization.sampling import (
     draw_part_bins,
     draw_sampling_points,
-    has_deform_convs,
-    has_deform_pooling,
-    part_bins,
-    trace_sampling_locations,
+    record_sampling,
 )
 
-__all__ = ["draw_prediction_figure"]
+__all__ = ["draw_prediction_figure", "predict_with_figure"]
 
 PANEL_SIDE = 480  # pixels of a panel's longer side
 TITLE_HEIGHT = 28  # pixels
@@ -51,32 +47,42 @@ def draw_prediction_figure(
     Returns:
         uint8 picture, RGB, of panels side by side.
     """
+    return predict_with_figure(predictor, image, confidence_threshold, location)[1]
+
+
+def predict_with_figure(
+    predictor: DefaultPredictor,
+    image: np.ndarray,
+    confidence_threshold: float = 0.5,
+    location: tuple[float, float] | None = None,
+) -> tuple[Instances, np.ndarray]:
+    """Predicts once; as :func:`draw_prediction_figure`.
+
+    Returns:
+        The detections, on CPU, with those below the threshold; and the figure.
+    """
     rgb = np.ascontiguousarray(image[:, :, ::-1])
     scale = PANEL_SIDE / max(rgb.shape[:2])
-    detections: Instances = predictor(image)["instances"].to("cpu")
-    detections = detections[detections.scores >= confidence_threshold]
+    with record_sampling(predictor.model) as record:
+        found: Instances = predictor(image)["instances"].to("cpu")
+    detections = found[found.scores >= confidence_threshold]
     best = detections[int(detections.scores.argmax())] if len(detections) else None
     if location is None:
         location = _middle(best, rgb)
-
-    network_input = _as_network_input(predictor, image)
-    ratio = (network_input.shape[2] / rgb.shape[1], network_input.shape[1] / rgb.shape[0])
+    ratio = _network_pixels_per_pixel(predictor, image)
 
     names = getattr(getattr(predictor, "metadata", None), "thing_classes", None)
     panels = {"detections": _draw_detections(rgb, detections, names, scale)}
-    if has_deform_convs(predictor.model):
-        place = (location[0] * ratio[0], location[1] * ratio[1])
-        points = trace_sampling_locations(predictor.model, network_input, place) / ratio
+    if record.fields:
+        points = record.trace((location[0] * ratio[0], location[1] * ratio[1])) / ratio
         title = f"{len(points)} sampling locations of one activation"
         panels[title] = draw_sampling_points(rgb, points, location, scale)
-    if has_deform_pooling(predictor.model) and best is not None:
-        boxes = best.pred_boxes.tensor
-        bins = part_bins(
-            predictor.model, network_input, boxes * torch.tensor(ratio * 2), best.pred_classes
-        ) / torch.tensor(ratio * 2)
+    if record.pool_feature is not None and best is not None:
+        boxes, box_ratio = best.pred_boxes.tensor, torch.tensor(ratio * 2)
+        bins = record.part_bins(boxes * box_ratio, best.pred_classes) / box_ratio
         title = f"{bins.shape[1]} x {bins.shape[2]} bins of the most confident detection"
         panels[title] = draw_part_bins(rgb, boxes, bins, scale)
-    return _put_side_by_side(panels)
+    return found, _put_side_by_side(panels)
 
 
 def _draw_detections(
@@ -105,12 +111,13 @@ def _middle(detection: Instances | None, image: np.ndarray) -> tuple[float, floa
     return x, y
 
 
-def _as_network_input(predictor: DefaultPredictor, image: np.ndarray) -> Tensor:
-    """The tensor that ``DefaultPredictor`` makes of a BGR picture."""
-    if predictor.input_format == "RGB":
-        image = image[:, :, ::-1]
-    resized = predictor.aug.get_transform(image).apply_image(image)
-    return torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+def _network_pixels_per_pixel(
+    predictor: DefaultPredictor, image: np.ndarray
+) -> tuple[float, float]:
+    """How ``DefaultPredictor`` resizes a picture, (x, y)."""
+    corner = np.array([[image.shape[1], image.shape[0]]], dtype=np.float64)
+    x, y = (predictor.aug.get_transform(image).apply_coords(corner.copy()) / corner)[0].tolist()
+    return x, y
 
 
 def _put_side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:

@@ -5,8 +5,9 @@ Positions on feature maps are (y, x), as convolution offsets are; whatever leave
 ``(i + 0.5) * s``, as in the official release's demonstration and in aligned RoI pooling.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -16,14 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2_deform.layers import DeformPSRoIPool, OffsetConv2d
-from d2_deform.ops import deform_ps_roi_pool
 
 __all__ = [
+    "SamplingRecord",
     "draw_part_bins",
     "draw_sampling_points",
-    "has_deform_convs",
-    "has_deform_pooling",
     "part_bins",
+    "record_sampling",
     "trace_sampling_locations",
 ]
 
@@ -39,7 +39,8 @@ class _OffsetField:
 
     Attributes:
         layer: the branch; has kernel, stride, padding, dilation of the convolution it serves.
-        offset: (taps, 2, Ho, Wo), the displacement (y, x) of every tap, in cells of its input.
+        offset: (groups, taps, 2, Ho, Wo), the displacement (y, x) of every group's every tap, in
+            cells of its input.
         input_size: (H, W) of its input map.
     """
 
@@ -51,12 +52,13 @@ class _OffsetField:
     def output_size(self) -> tuple[int, int]:
         return int(self.offset.shape[-2]), int(self.offset.shape[-1])
 
-    def sample_from(self, positions: Tensor) -> Tensor:
+    def sample_from(self, positions: Tensor, group: int) -> Tensor:
         """Where the convolution samples to compute its output.
 
         Args:
             positions: (n, 2) output positions, fractional ones too: the offset field is read there
                 by bilinear interpolation, beyond its border as at its border.
+            group: the deformable group.
 
         Returns:
             (n * taps, 2) input positions. All taps are kept, outside the map as well.
@@ -67,21 +69,124 @@ class _OffsetField:
         steps = torch.tensor([self.layer.stride, self.layer.padding, self.layer.dilation]).float()
         stride, padding, dilation = steps
         rigid = (positions * stride - padding)[:, None] + taps * dilation
-        return (rigid + _read_field(self.offset, positions)).flatten(0, 1)
+        return (rigid + _read_field(self.offset[group], positions)).flatten(0, 1)
 
 
-def has_deform_convs(model: nn.Module) -> bool:
-    """Whether :func:`trace_sampling_locations` has something to trace."""
-    backbone = getattr(model, "backbone", None)
-    return backbone is not None and any(
-        isinstance(layer, OffsetConv2d) for layer in backbone.modules()
-    )
+@dataclass
+class SamplingRecord:
+    """What a detector's deformable layers predicted in one inference, see :func:`record_sampling`.
+
+    Attributes:
+        model: the detector.
+        fields: of the backbone's deformable convolutions, in the order of their computation.
+        input_size: (H, W) of the network's (padded) input.
+        pool_feature: what the offsets of the pooling of class scores are predicted from.
+    """
+
+    model: nn.Module
+    fields: list[_OffsetField] = field(default_factory=list)
+    input_size: tuple[int, int] = (0, 0)
+    pool_feature: Tensor | None = None
+
+    def trace(self, location: tuple[float, float], layers: int = 3, group: int = 0) -> np.ndarray:
+        """See :func:`trace_sampling_locations`."""
+        if not self.fields:
+            raise ValueError(
+                "The model has no deformable convolution to trace; is MODEL.DEFORM.NUM_LAYERS 0?"
+            )
+        fields = self.fields[-layers:]
+        for one in fields:
+            if not 0 <= group < len(one.offset):
+                raise ValueError(f"group: {group} given, accepted is 0 to {len(one.offset) - 1}")
+        size = torch.tensor(fields[-1].output_size, dtype=torch.float32)
+        pixel = torch.tensor([[location[1], location[0]]], dtype=torch.float32)
+        positions = pixel / _stride(self.input_size, size) - 0.5
+        above: _OffsetField | None = None
+        for one in reversed(fields):
+            if above is not None:
+                # A 1x1 convolution with a stride may lie between the two: cell i reads cell s * i.
+                size_between = torch.tensor(above.input_size, dtype=torch.float32)
+                positions = positions * _stride(one.output_size, size_between)
+            positions = one.sample_from(positions, group)
+            above = one
+        size = torch.tensor(fields[0].input_size, dtype=torch.float32)
+        pixels = (positions + 0.5) * _stride(self.input_size, size)
+        return pixels.flip(1).numpy()
+
+    def part_bins(self, boxes: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
+        """See :func:`part_bins`."""
+        if self.pool_feature is None:
+            raise ValueError(
+                "The model has no deformable position-sensitive RoI pooling of class scores; it "
+                "needs MODEL.ROI_HEADS.NAME RFCNROIHeads and MODEL.RFCN.DEFORM_POOL True."
+            )
+        pool = _score_pool(self.model)
+        assert pool is not None
+        boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu()
+        labels = torch.as_tensor(classes, dtype=torch.int64).reshape(-1).cpu()
+        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+        with torch.no_grad():
+            offset = pool.predict_offset(self.pool_feature, rois.to(self.pool_feature.device))
+        rows, columns = pool.output_size
+        offset = offset.float().cpu().view(len(boxes), pool.offset_groups, 2, rows, columns)
+        # Each group serves a run of classes: its own with K = C + 1, all of them with K = 1.
+        num_classes = self.model.get_submodule("roi_heads").num_classes
+        group = labels * pool.offset_groups // (int(num_classes) + 1)  # type: ignore[arg-type]
+        shift = pool.gamma * offset[torch.arange(len(boxes)), group]  # (R, 2, rows, columns)
+
+        width, height = (boxes[:, 2:] - boxes[:, :2])[:, :, None, None].unbind(1)
+        x1 = boxes[:, 0, None, None] + width * (torch.arange(columns) / columns + shift[:, 0])
+        y1 = boxes[:, 1, None, None] + height * (torch.arange(rows)[:, None] / rows + shift[:, 1])
+        return torch.stack([x1, y1, x1 + width / columns, y1 + height / rows], dim=-1)
 
 
-def has_deform_pooling(model: nn.Module) -> bool:
-    """Whether :func:`part_bins` has bins that move."""
-    pool = getattr(getattr(model, "roi_heads", None), "cls_pool", None)
-    return isinstance(pool, DeformPSRoIPool) and pool.offset_conv is not None
+@contextmanager
+def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
+    """Records what the deformable layers of a detector predict.
+
+        >>> with record_sampling(predictor.model) as record:
+        >>>     predictor(image)  # once, one picture
+        >>> points = record.trace((x, y))
+
+    Args:
+        model: a detector in evaluation mode, e.g. ``DefaultPredictor.model``. Hooks are put on it
+            and taken off again.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode; call model.eval() first.")
+    record = SamplingRecord(model)
+
+    def keep_offset(layer: OffsetConv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
+        offset = layer.split(output)[0][0].detach().float().cpu()
+        by_group = offset.view(layer.deform_groups, -1, 2, *offset.shape[-2:])
+        record.fields.append(_OffsetField(layer, by_group, tuple(inputs[0].shape[-2:])))
+
+    def keep_input_size(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        record.input_size = tuple(inputs[0].shape[-2:])
+
+    def keep_pool_feature(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        record.pool_feature = inputs[0].detach()
+
+    backbone, pool = getattr(model, "backbone", None), _score_pool(model)
+    handles = []
+    if backbone is not None:
+        handles.append(backbone.register_forward_pre_hook(keep_input_size))
+        handles += [
+            layer.register_forward_hook(keep_offset)
+            for layer in backbone.modules()
+            if isinstance(layer, OffsetConv2d)
+        ]
+    if pool is not None:
+        assert pool.offset_conv is not None
+        handles.append(pool.offset_conv.register_forward_pre_hook(keep_pool_feature))
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def trace_sampling_locations(
@@ -113,26 +218,7 @@ def trace_sampling_locations(
     Raises:
         ValueError: the model has no deformable convolution.
     """
-    if not has_deform_convs(model):
-        raise ValueError(
-            "The model has no deformable convolution to trace; is MODEL.DEFORM.NUM_LAYERS 0?"
-        )
-    fields, input_size = _record_offset_fields(model, image, group)
-    fields = fields[-layers:]
-    size = torch.tensor(fields[-1].output_size, dtype=torch.float32)
-    pixel = torch.tensor([[location[1], location[0]]], dtype=torch.float32)
-    positions = pixel / _stride(input_size, size) - 0.5
-    above: _OffsetField | None = None
-    for field in reversed(fields):
-        if above is not None:
-            # A 1x1 convolution with a stride may lie between the two: cell i reads cell s * i.
-            size_between = torch.tensor(above.input_size, dtype=torch.float32)
-            positions = positions * _stride(field.output_size, size_between)
-        positions = field.sample_from(positions)
-        above = field
-    size = torch.tensor(fields[0].input_size, dtype=torch.float32)
-    pixels = (positions + 0.5) * _stride(input_size, size)
-    return pixels.flip(1).numpy()
+    return _record(model, image).trace(location, layers, group)
 
 
 def part_bins(
@@ -152,35 +238,7 @@ def part_bins(
     Raises:
         ValueError: the model has no deformable PS-RoI pooling of class scores.
     """
-    pool = _score_pool(model)
-    assert pool.offset_conv is not None
-    feature = _record_input(model, image, pool.offset_conv)
-    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu()
-    labels = torch.as_tensor(classes, dtype=torch.int64).reshape(-1).cpu()
-    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-    with torch.no_grad():
-        offset = deform_ps_roi_pool(
-            pool.offset_conv(feature),
-            rois.to(feature.device),
-            None,
-            pool.output_size,
-            pool.group_size,
-            pool.spatial_scale,
-            pool.sampling_ratio,
-            pool.gamma,
-            pool.aligned,
-        )
-    rows, columns = pool.output_size
-    offset = offset.float().cpu().view(len(boxes), pool.offset_groups, 2, rows, columns)
-    # Each group serves a run of classes: its own with K = C + 1, all of them with K = 1.
-    num_scores = int(model.get_submodule("roi_heads").num_classes) + 1  # type: ignore[arg-type]
-    group = labels * pool.offset_groups // num_scores
-    shift = pool.gamma * offset[torch.arange(len(boxes)), group]  # (R, 2, rows, columns)
-
-    width, height = (boxes[:, 2:] - boxes[:, :2])[:, :, None, None].unbind(1)
-    x1 = boxes[:, 0, None, None] + width * (torch.arange(columns) / columns + shift[:, 0])
-    y1 = boxes[:, 1, None, None] + height * (torch.arange(rows)[:, None] / rows + shift[:, 1])
-    return torch.stack([x1, y1, x1 + width / columns, y1 + height / rows], dim=-1)
+    return _record(model, image).part_bins(boxes, classes)
 
 
 def draw_sampling_points(
@@ -241,70 +299,18 @@ def draw_part_bins(
     return canvas
 
 
-def _record_offset_fields(
-    model: nn.Module, image: Tensor, group: int
-) -> tuple[list[_OffsetField], tuple[int, int]]:
-    """Runs the backbone on one picture.
-
-    Returns:
-        The offset fields in the order in which they were computed, and the (padded) size of the
-        network's input.
-    """
-    fields: list[_OffsetField] = []
-    input_sizes: list[tuple[int, int]] = []
-
-    def record(layer: OffsetConv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
-        offset = layer.split(output)[0][0].float().cpu()
-        if not 0 <= group < layer.deform_groups:
-            raise ValueError(f"group: {group} given, accepted is 0 to {layer.deform_groups - 1}")
-        by_group = offset.view(layer.deform_groups, -1, 2, *offset.shape[-2:])
-        fields.append(_OffsetField(layer, by_group[group], tuple(inputs[0].shape[-2:])))
-
-    def record_size(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        input_sizes.append(tuple(inputs[0].shape[-2:]))
-
-    backbone: nn.Module = model.get_submodule("backbone")
-    handles = [
-        layer.register_forward_hook(record)
-        for layer in backbone.modules()
-        if isinstance(layer, OffsetConv2d)
-    ]
-    handles.append(backbone.register_forward_pre_hook(record_size))
-    _run(model, image, handles)
-    return fields, input_sizes[0]
+def _record(model: nn.Module, image: Tensor) -> SamplingRecord:
+    with record_sampling(model) as record, torch.no_grad():
+        model([{"image": image, "height": image.shape[1], "width": image.shape[2]}])
+    return record
 
 
-def _record_input(model: nn.Module, image: Tensor, layer: nn.Module) -> Tensor:
-    recorded: list[Tensor] = []
-
-    def record(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        recorded.append(inputs[0])
-
-    _run(model, image, [layer.register_forward_pre_hook(record)])
-    return recorded[0]
-
-
-def _run(model: nn.Module, image: Tensor, handles: list[Any]) -> None:
-    """One inference with hooks, which are taken off again."""
-    if model.training:
-        raise ValueError("The model is in training mode; call model.eval() first.")
-    try:
-        with torch.no_grad():
-            model([{"image": image, "height": image.shape[1], "width": image.shape[2]}])
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _score_pool(model: nn.Module) -> DeformPSRoIPool:
+def _score_pool(model: nn.Module) -> DeformPSRoIPool | None:
+    """R-FCN's pooling of class scores, if it is deformable."""
     pool = getattr(getattr(model, "roi_heads", None), "cls_pool", None)
-    if not has_deform_pooling(model):
-        raise ValueError(
-            "The model has no deformable position-sensitive RoI pooling of class scores; it needs "
-            "MODEL.ROI_HEADS.NAME RFCNROIHeads and MODEL.RFCN.DEFORM_POOL True."
-        )
-    assert isinstance(pool, DeformPSRoIPool)
-    return pool
+    if isinstance(pool, DeformPSRoIPool) and pool.offset_conv is not None:
+        return pool
+    return None
 
 
 def _read_field(field: Tensor, positions: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ import os
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 pytest.importorskip("detectron2")
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances
+from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
+from d2_deform.config import add_deform_config
 from d2_deform.data import voc_folder
 from d2_deform.data.voc_folder import load_voc_folder
 from d2_deform.evaluation.voc_folder_evaluation import VOCFolderEvaluator
@@ -185,11 +187,26 @@ def test_missing_root_tells_the_layout(tmp_path):
         load_voc_folder(str(tmp_path / "nowhere"), "train", ["cat"])
 
 
-def test_unreadable_picture_without_size(folder):
-    folder.add("a", xml(box_xml(), size="")).list("a")
+def test_unreadable_picture(folder):
+    folder.add("a", xml(box_xml())).list("a")
     with open(os.path.join(folder.root, "JPEGImages", "a.jpg"), "w") as file:
         file.write("no picture")
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read as a picture"):
+        load_voc_folder(folder.root, "train", ["cat"])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_size_is_that_of_the_picture_as_detectron2_reads_it(folder, suffix):
+    """A picture that EXIF turns by 90 degrees is 50 x 40."""
+    folder.add("a", xml(box_xml()), suffix).list("a")
+    path = os.path.join(folder.root, "JPEGImages", "a" + suffix)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 50)).save(path, exif=exif)
+    assert read_image(path).shape[:2] == (40, 50)
+    with pytest.raises(
+        ValueError, match=r"a\.xml: <size> is 40 x 50, but .*a\.\w+ has 50 x 40 pix"
+    ):
         load_voc_folder(folder.root, "train", ["cat"])
 
 
@@ -207,25 +224,28 @@ def test_class_names_from_all_splits_or_a_file(folder, tmp_path):
         voc_folder.read_class_names(str(tmp_path / "none.txt"))
 
 
-def _config(root, classes_file=""):
+def _config(root, skip_difficult=False):
     cfg = get_cfg()
-    cfg.DATASETS.VOC_FOLDER = CfgNode({"ROOT": root, "CLASSES_FILE": classes_file})
+    add_deform_config(cfg)
+    cfg.DATASETS.VOC_FOLDER.ROOT = root
+    cfg.DATASETS.VOC_FOLDER.SKIP_DIFFICULT = skip_difficult
     return cfg
 
 
-def test_registers_every_split_of_a_config(folder, caplog):
-    folder.add("a", xml(box_xml())).list("a").list("a", "val").list("a  1", "cat_train")
-    assert voc_folder.register_voc_folder_from_config(_config("")) == []
-    cfg = _config(folder.root)
-    cfg.DATASETS.TRAIN = ("voc_folder_train",)
-    for _ in range(2):
-        names = voc_folder.register_voc_folder_from_config(cfg)
+def test_registers_every_split_of_a_config(folder):
+    difficult = box_xml("dog", extra="<difficult>1</difficult>")
+    folder.add("a", xml(box_xml(), difficult))
+    folder.list("a").list("a", "val").list("a  1", "cat_train")
+    assert voc_folder.register_voc_folder_from_config(_config("")) == ([], [])
+    for skip_difficult, boxes in ((False, 2), (True, 1)):
+        names, class_names = voc_folder.register_voc_folder_from_config(
+            _config(folder.root, skip_difficult)
+        )
+        (record,) = DatasetCatalog.get("voc_folder_val")
+        assert len(record["annotations"]) == boxes
     try:
         assert names == ["voc_folder_train", "voc_folder_val"]
-        assert len(DatasetCatalog.get("voc_folder_val")) == 1
-        assert MetadataCatalog.get("voc_folder_val").thing_classes == ["cat"]
-        assert "NUM_CLASSES is 80" in caplog.text
-        assert "set it to 1" in caplog.text
+        assert class_names == MetadataCatalog.get("voc_folder_val").thing_classes == ["cat", "dog"]
     finally:
         for each in names:
             DatasetCatalog.remove(each)
@@ -254,7 +274,9 @@ def test_evaluator_forgives_what_detectron2s_does_not(folder, name):
     folder.add("b", xml(box_xml("cat/dog"))).list("a a\nb")
     classes = ["ant", "cat/dog", "cow"]
     voc_folder.register_voc_folder(name, folder.root, "train", classes)
-    result = _evaluate_perfect_predictions(VOCFolderEvaluator(name), name)
+    evaluator = VOCFolderEvaluator(name)
+    assert evaluator._dataset_name == f"{name} (checked copy)"  # what it logs
+    result = _evaluate_perfect_predictions(evaluator, name)
     assert result["AP50"] == pytest.approx(100)
     assert result["AP75"] == pytest.approx(100)
     half = _evaluate_perfect_predictions(VOCFolderEvaluator(name), name, wrong=1)

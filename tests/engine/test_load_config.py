@@ -1,10 +1,16 @@
 """load_config: what it fills in, and what it says of configs that cannot be used."""
 
+import argparse
+import shutil
+
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
+from PIL import Image
 
 from d2_deform.data.deformed_digits import DeformedDigitsSettings, write_deformed_digits
-from d2_deform.engine import ConfigError, load_config
+from d2_deform.engine import ConfigError, defaults, load_config, setup
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +28,14 @@ def test_options_go_over_the_file(tmp_path):
     assert not cfg.is_frozen()
 
 
-def test_device():
-    device = load_config().MODEL.DEVICE
-    assert device == ("cuda" if torch.cuda.is_available() else "cpu")
+@pytest.mark.parametrize(
+    "gpu_is_there, built, expected",
+    [(True, {"cpu", "cuda"}, "cuda"), (True, {"cpu"}, "cpu"), (False, {"cpu"}, "cpu")],
+)
+def test_device(gpu_is_there, built, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there)
+    monkeypatch.setattr(defaults, "built_devices", lambda: frozenset(built))
+    assert load_config().MODEL.DEVICE == expected
     assert load_config(use_gpu=False).MODEL.DEVICE == "cpu"
     assert load_config(opts=["MODEL.DEVICE", "meta"]).MODEL.DEVICE == "meta"
 
@@ -49,6 +60,48 @@ def test_voc_folder_gives_data_sets_and_classes(voc_folder, tmp_path):
         )
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_voc_folder_is_read(split, voc_folder, tmp_path):
+    """A flaw comes to light before training, and only where the split is used."""
+    folder = shutil.copytree(voc_folder, tmp_path / "flawed")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("000002\n")
+    Image.new("RGB", (9, 9)).save(folder / "JPEGImages" / "000002.jpg")
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("000000\n000001\n")
+    opts = ["DATASETS.VOC_FOLDER.ROOT", str(folder), "DATASETS.TEST", f"('voc_folder_{split}',)"]
+    if split == "val":
+        load_config(opts=opts)
+    else:
+        with pytest.raises(ConfigError, match=r"VOC_FOLDER: .*000002.xml: <size> is 64 x 64"):
+            load_config(opts=opts)
+
+
+def test_voc_folder_without_a_box(voc_folder, tmp_path):
+    folder = shutil.copytree(voc_folder, tmp_path / "empty")
+    (folder / "Annotations" / "000000.xml").write_text("<annotation></annotation>")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("000000\n")
+    with pytest.raises(ConfigError, match="no picture of voc_folder_test has a box"):
+        load_config(
+            opts=[
+                *("DATASETS.VOC_FOLDER.ROOT", str(folder)),
+                *("DATASETS.TEST", "('voc_folder_test',)"),
+            ]
+        )
+
+
+def test_prediction_needs_no_data(voc_folder):
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "DATASETS.TEST", "('voc_folder_val',)"]
+    for name in ("voc_folder_val", "voc_folder_test"):
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+    for root in ("", "/nowhere"):
+        cfg = load_config(opts=[*opts, "DATASETS.VOC_FOLDER.ROOT", root], with_data=False)
+        assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+        assert MetadataCatalog.get("voc_folder_val").get("thing_classes") is None
+    cfg = load_config(opts=[*opts, "DATASETS.VOC_FOLDER.ROOT", str(voc_folder)], with_data=False)
+    class_names = MetadataCatalog.get("voc_folder_val").thing_classes
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == len(class_names) > 3
+
+
 @pytest.mark.parametrize(
     "yaml, message",
     [
@@ -56,6 +109,9 @@ def test_voc_folder_gives_data_sets_and_classes(voc_folder, tmp_path):
         ("SOLVER: {MAX_ITER: many}", r"a.yaml: Type mismatch .*SOLVER.MAX_ITER"),
         ("MODEL: [", r"a.yaml: "),
         ("_BASE_: nothing.yaml", r"a.yaml: .*nothing.yaml"),
+        ("", r"a.yaml: .* is empty or has no 'KEY: value' lines"),
+        ("MODEL:", r"a.yaml: .* is empty or has no 'KEY: value' lines"),
+        ("- MODEL", r"a.yaml: .* is empty or has no 'KEY: value' lines"),
     ],
 )
 def test_flawed_files(yaml, message, tmp_path):
@@ -80,6 +136,62 @@ def test_flawed_files(yaml, message, tmp_path):
 def test_flawed_options(opts, message):
     with pytest.raises(ConfigError, match=message):
         load_config(opts=opts)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        (
+            "MODEL.DEFORM.NUM_LAYERS",
+            "17",
+            r"MODEL.DEFORM.NUM_LAYERS\): 17 given, accepted: 0 to 16",
+        ),
+        ("MODEL.DEFORM.NUM_GROUPS", "3", r"MODEL.DEFORM.NUM_GROUPS\): 3 given, accepted: the div"),
+        ("MODEL.RPN.IN_FEATURES", "['res3']", r"MODEL.RPN.IN_FEATURES is \['res3'\], but the back"),
+        ("MODEL.ROI_HEADS.IN_FEATURES", "['p2']", "MODEL.ROI_HEADS.IN_FEATURES is"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", "11", "is 11, but deformed_digits_train has 10 classes"),
+        ("MODEL.RFCN.SAMPLING_RATIO", "0", "MODEL.RFCN.SAMPLING_RATIO is 0; expected 1 or more"),
+        ("SOLVER.OPTIMIZER", "adam", "SOLVER.OPTIMIZER is 'adam'; expected one of SGD, ADAMW"),
+    ],
+)
+def test_unusable_values(key, value, message):
+    opts = [
+        *("MODEL.META_ARCHITECTURE", "RFCN", "MODEL.ROI_HEADS.IN_FEATURES", "['res5']"),
+        *("MODEL.BACKBONE.NAME", "build_deform_resnet_backbone"),
+        *("MODEL.RESNETS.OUT_FEATURES", "['res4', 'res5']", "MODEL.ROI_HEADS.NUM_CLASSES", "10"),
+        *("DATASETS.TRAIN", "('deformed_digits_train',)"),
+    ]
+    load_config(opts=opts)
+    with pytest.raises(ConfigError, match=message):
+        load_config(opts=[*opts, key, value])
+
+
+def test_builtin_data_that_are_not_on_disk(tmp_path, monkeypatch):
+    name = "test_load_config_voc"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_pascal_voc(name, str(tmp_path / "VOC2007"), "train", 2007)
+    try:
+        with pytest.raises(ConfigError, match=r"should be in .*VOC2007.*DETECTRON2_DATASETS"):
+            load_config(opts=["DATASETS.TEST", f"('{name}',)"])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_training_needs_a_data_set(tmp_path):
+    args = argparse.Namespace(
+        config_file="",
+        opts=["OUTPUT_DIR", str(tmp_path)],
+        num_gpus=0,
+        resume=False,
+        eval_only=False,
+    )
+    with pytest.raises(ConfigError, match=r"DATASETS.TRAIN is empty"):
+        setup(args)
+
+
+def test_weights_of_the_model_zoo_need_no_file():
+    load_config(opts=["MODEL.WEIGHTS", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"])
 
 
 def test_missing_file():

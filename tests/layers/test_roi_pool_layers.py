@@ -72,6 +72,7 @@ def test_ps_roi_pool_equals_reference():
     assert fields.shape == (2, 2 * 2 * 9, SIZE, SIZE)
     offset = reference.deform_ps_roi_pool(fields, ROIS, None, 3, 3, SCALE, 2)
     assert offset.shape == (3, 4, 3, 3)
+    torch.testing.assert_close(layer.predict_offset(feature, ROIS), offset)
     expected = reference.deform_ps_roi_pool(scores, ROIS, offset, 3, 3, SCALE, 2)
     torch.testing.assert_close(layer(scores, ROIS, feature), expected)
 
@@ -129,5 +130,7 @@ def test_repr():
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"feature: none given.*\(N, 5, H, W\)"):
         ps_layer(in_channels=5)(torch.rand(2, 4 * 9, SIZE, SIZE), ROIS)
+    with pytest.raises(ValueError, match="the layer is rigid"):
+        ps_layer().predict_offset(torch.rand(2, 5, SIZE, SIZE), ROIS)
     with pytest.raises(ValueError, match="offset_groups: 0 given"):
         ps_layer(offset_groups=0)

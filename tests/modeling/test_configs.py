@@ -67,6 +67,16 @@ def test_plain_and_deformable_differ_in_nothing_else(data: str, depth: int) -> N
     }
 
 
+def test_backbones_for_own_folders_differ_in_nothing_else() -> None:
+    thin = load("VOC-Folder/deform_rfcn_thin_R_50.yaml")
+    full = load("VOC-Folder/deform_rfcn_R_50.yaml")
+    assert differing_keys(thin, full) == {
+        "MODEL.PIXEL_MEAN",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
+    }
+
+
 def test_parameters_added_to_rfcn() -> None:
     """Table 4: 47.1 M -> 49.5 M. One deformable group, 20 classes."""
     plain = build_without_memory(load("VOC-Detection/rfcn_R_101.yaml"))

@@ -1,9 +1,12 @@
 """tools/demo.py: draws pictures, with and without sampling; says what it lacks."""
 
+import shutil
+
 import cv2
 import pytest
 import torch
 from conftest import CONFIG
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from d2_deform.engine import ConfigError, load_config
@@ -41,11 +44,51 @@ def test_draws_into_a_folder(demo, digits, weights, tiny, tmp_path):
     assert cv2.imread(str(drawn[0])).shape == (64, 64, 3)
 
 
-def test_shows_sampling(demo, digits, weights, tiny, tmp_path):
+def test_shows_sampling_beside_the_picture(demo, digits, weights, tiny, tmp_path, monkeypatch):
+    predicted = []
+    model_class = type(build_model(load_config(CONFIG, tiny, use_gpu=False)))
+    forward = model_class.forward
+    monkeypatch.setattr(
+        model_class, "forward", lambda self, inputs: predicted.append(1) or forward(self, inputs)
+    )
     flags = ("--show-sampling", "--confidence-threshold", "0.01")
     run(demo, digits, tmp_path / "drawn", weights, tiny, *flags)
-    picture = cv2.imread(str(tmp_path / "drawn" / "000000.jpg"))
-    assert picture.shape[1] > 3 * 480  # three panels
+    assert len(predicted) == 2  # once a picture
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == [
+        *("000000.jpg", "000000_sampling.png", "000001.jpg", "000001_sampling.png")
+    ]
+    assert cv2.imread(str(tmp_path / "drawn" / "000000.jpg")).shape == (64, 64, 3)
+    sampling = cv2.imread(str(tmp_path / "drawn" / "000000_sampling.png"))
+    assert sampling.shape[1] > 3 * 480  # three panels
+
+
+def test_predicts_where_the_data_are_not(demo, digits, weights, tiny, tmp_path):
+    """With the config that training leaves, which names a folder of another machine."""
+    cfg = load_config(CONFIG, tiny, use_gpu=False)
+    cfg.DATASETS.VOC_FOLDER.ROOT = "/nowhere"
+    config = tmp_path / "config.yaml"
+    config.write_text(cfg.dump())
+    DatasetCatalog.remove("voc_folder_train")
+    MetadataCatalog.remove("voc_folder_train")
+    demo.main(
+        [
+            *("--config-file", str(config), "--input", str(digits / "JPEGImages" / "000000.jpg")),
+            *("--output", str(tmp_path / "drawn"), "--confidence-threshold", "0.01"),
+            *("--show-sampling", "--opts", "MODEL.WEIGHTS", str(weights)),
+        ]
+    )
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+
+
+def test_overwrites_no_picture_given(demo, digits, tmp_path):
+    pictures = shutil.copytree(digits / "JPEGImages", tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    for given in (str(pictures), str(pictures / "000000.jpg")):
+        with pytest.raises(ConfigError, match=r"--output .*000000.jpg would be overwritten"):
+            demo.output_paths(demo.find_pictures([given]), given, False)
+    with pytest.raises(ConfigError, match=r"a_sampling.png would be overwritten"):
+        demo.output_paths(["x/a.jpg", "y/a_sampling.png"], "y", True)
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
 
 
 def test_messages(demo, digits, weights, tiny, tmp_path):

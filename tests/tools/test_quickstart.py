@@ -24,8 +24,10 @@ def test_leaves_summary_and_picture(tool, tiny, tmp_path, capsys):
     assert last_lines[1].split() == ["Summary:", str(tmp_path / "summary.json")]
 
 
-def test_no_summary_of_a_run_that_failed(tool, tiny, tmp_path):
+def test_no_summary_of_a_run_that_failed(tool, tiny, tmp_path, monkeypatch):
     (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError):
-        tool("quickstart").main(["--output", str(tmp_path), *tiny, "SOLVER.OPTIMIZER", "LION"])
+    quickstart = tool("quickstart")
+    monkeypatch.setattr(quickstart, "train", lambda cfg: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quickstart.main(["--output", str(tmp_path), *tiny])
     assert not (tmp_path / "summary.json").exists()

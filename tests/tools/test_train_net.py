@@ -98,6 +98,25 @@ def test_command_line(tiny, tmp_path):
     assert "for convolution offsets" in done.stdout and "bbox" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "found, built, message",
+    [
+        (1, {"cpu", "cuda"}, "this machine has 1;"),
+        (2, {"cpu"}, "operators are built for CPU only;"),
+        (2, {"cpu", "cuda"}, None),
+    ],
+)
+def test_several_gpus(found, built, message, train_net, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    monkeypatch.setattr(train_net, "built_devices", lambda: frozenset(built))
+    train_net.check_gpus(1)
+    if message is None:
+        train_net.check_gpus(2)
+    else:
+        with pytest.raises(SystemExit, match=f"error: --num-gpus 2: .*{message}"):
+            train_net.check_gpus(2)
+
+
 def test_a_flawed_command_gets_one_line():
     done = run_tool("--config-file", CONFIG, "MODEL.DEFORM.NUM_LAYER", 3)
     assert done.returncode == 1
