@@ -15,12 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from d2_deform.data.deformed_digits import (
-    CLASS_NAMES,
-    SPLITS,
-    DeformedDigitsSettings,
-    write_deformed_digits,
-)
+from d2_deform.data.deformed_digits import write_deformed_digits
+from d2_deform.data.deformed_digits_drawing import CLASS_NAMES, SPLITS, DeformedDigitsSettings
 from d2_deform.data.voc_folder import load_voc_folder
 
 BOX_COLOURS = [  # one a class, BGR

@@ -18,6 +18,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.utils.file_io import PathManager
 
 from d2_deform.data import deformed_digits as dd
+from d2_deform.data import deformed_digits_drawing as drawing
 
 NUM_IMAGES = 6
 
@@ -43,32 +44,32 @@ def test_same_seed_gives_same_files_for_any_number_of_threads(folder, tmp_path):
 
 
 def test_picture_depends_on_seed_index_and_split():
-    first = dd.draw_picture("train", 0, 0)[0]
-    assert np.array_equal(first, dd.draw_picture("train", 0, 0)[0])
+    first = drawing.draw_picture("train", 0, 0)[0]
+    assert np.array_equal(first, drawing.draw_picture("train", 0, 0)[0])
     for arguments in [("train", 1, 0), ("train", 0, 1), ("val", 0, 0)]:
-        assert not np.array_equal(first, dd.draw_picture(*arguments)[0])
+        assert not np.array_equal(first, drawing.draw_picture(*arguments)[0])
 
 
 def test_no_source_digit_is_shared_by_two_splits():
-    sources = [dd.source_digits(split) for split in dd.SPLITS]
+    sources = [drawing.source_digits(split) for split in drawing.SPLITS]
     assert sorted(itertools.chain(*sources)) == list(range(1797))
-    for split in dd.SPLITS:
+    for split in drawing.SPLITS:
         drawn = {
-            digit.source for index in range(3) for digit in dd.draw_picture(split, 0, index)[2]
+            digit.source for index in range(3) for digit in drawing.draw_picture(split, 0, index)[2]
         }
-        assert drawn <= set(dd.source_digits(split))
+        assert drawn <= set(drawing.source_digits(split))
 
 
 def test_no_region_of_a_photograph_is_shared_by_two_splits():
-    shares = [dd._REGION_SHARES[split] for split in dd.SPLITS]
+    shares = [drawing._REGION_SHARES[split] for split in drawing.SPLITS]
     assert all(left[1] <= right[0] for left, right in itertools.pairwise(shares))
-    widths = [dd._sources(split).regions[0].shape[1] for split in dd.SPLITS]
+    widths = [drawing._sources(split).regions[0].shape[1] for split in drawing.SPLITS]
     assert sum(widths) == 640
 
 
 def test_boxes_are_tight_around_the_label_map():
     for index in range(20):
-        picture, labels, digits = dd.draw_picture("val", 0, index)
+        picture, labels, digits = drawing.draw_picture("val", 0, index)
         assert picture.shape == (192, 192, 3)
         assert labels.shape == (192, 192)
         assert 2 <= len(digits) <= 5
@@ -84,7 +85,7 @@ def test_boxes_are_tight_around_the_label_map():
 
 def test_ink_stands_out_from_what_lies_around():
     for index in range(10):
-        picture, labels, digits = dd.draw_picture("test", 0, index)
+        picture, labels, digits = drawing.draw_picture("test", 0, index)
         grey = picture.astype(float).mean(axis=2)
         for digit in digits:
             x1, y1, x2, y2 = digit.box
@@ -100,7 +101,7 @@ def test_heights_span_the_range():
     boxes = [
         digit.box
         for index in range(60)
-        for digit in dd.draw_picture("train", 0, index, settings)[2]
+        for digit in drawing.draw_picture("train", 0, index, settings)[2]
     ]
     heights = np.array([y2 - y1 for _, y1, _, y2 in boxes])
     assert 13 <= heights.min() <= 20
@@ -119,8 +120,8 @@ def test_loaded_dictionaries_agree_with_the_files(folder, tmp_path):
 
 
 def test_detectron2_reads_the_same_boxes(folder):
-    ours = dd.load_voc_folder(str(folder), "train", dd.CLASS_NAMES)
-    with_detectron2 = load_voc_instances(str(folder), "train", dd.CLASS_NAMES)
+    ours = dd.load_voc_folder(str(folder), "train", drawing.CLASS_NAMES)
+    with_detectron2 = load_voc_instances(str(folder), "train", drawing.CLASS_NAMES)
     for one, other in zip(ours, with_detectron2, strict=True):
         for annotation in one["annotations"]:
             annotation.pop("difficult")
@@ -176,7 +177,7 @@ def test_every_setting_changes_the_folder():
 
 
 def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
-    draw = dd.draw_picture
+    draw = drawing.draw_picture
 
     def fail_at_two(split, seed, index, settings):
         if index == 2:
@@ -245,4 +246,4 @@ def test_wrong_request(arguments, message):
 
 def test_missing_package_is_named():
     with pytest.raises(ImportError, match="pip install scikit-learn"):
-        dd._require("no_such_module_of_sklearn", "scikit-learn")
+        drawing._require("no_such_module_of_sklearn", "scikit-learn")

@@ -267,6 +267,7 @@ def build_deform_resnet(
         first_stride = 1 if stage == "res2" or dilation > 1 else 2
         arguments: dict[str, Any] = {
             "stride_per_block": [first_stride] + [1] * (len(num_deform) - 1),
+            "basic": basic,
             "num_deform_per_block": num_deform,
             "dilation": dilation,
             "norm": norm,
@@ -279,7 +280,7 @@ def build_deform_resnet(
             )
         stages.append(
             ResNet.make_stage(
-                _make_basic_block if basic else _make_bottleneck_block,
+                _make_block,
                 len(num_deform),
                 in_channels=stage_in,
                 out_channels=stage_out,
@@ -334,45 +335,23 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
     )
 
 
-def _make_bottleneck_block(
+def _make_block(
     in_channels: int,
     out_channels: int,
     *,
+    basic: bool,
     num_deform: int,
     deform_modulated: bool,
     deform_num_groups: int,
     **kwargs: Any,
 ) -> CNNBlockBase:
     if num_deform == 0:
-        return BottleneckBlock(in_channels, out_channels, **kwargs)
-    return DeformBottleneckBlock(
-        in_channels,
-        out_channels,
-        deform_modulated=deform_modulated,
-        deform_num_groups=deform_num_groups,
-        **kwargs,
-    )
-
-
-def _make_basic_block(
-    in_channels: int,
-    out_channels: int,
-    *,
-    num_deform: int,
-    deform_modulated: bool,
-    deform_num_groups: int,
-    **kwargs: Any,
-) -> CNNBlockBase:
-    if num_deform == 0:
-        return DilatedBasicBlock(in_channels, out_channels, **kwargs)
-    return DeformBasicBlock(
-        in_channels,
-        out_channels,
-        num_deform=num_deform,
-        deform_modulated=deform_modulated,
-        deform_num_groups=deform_num_groups,
-        **kwargs,
-    )
+        plain = DilatedBasicBlock if basic else BottleneckBlock
+        return plain(in_channels, out_channels, **kwargs)
+    kwargs.update(deform_modulated=deform_modulated, deform_num_groups=deform_num_groups)
+    if basic:
+        return DeformBasicBlock(in_channels, out_channels, num_deform=num_deform, **kwargs)
+    return DeformBottleneckBlock(in_channels, out_channels, **kwargs)
 
 
 def _make_deformable(block: CNNBlockBase, name: str, modulated: bool, deform_groups: int) -> None:
