@@ -4,6 +4,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from detectron2.evaluation import (
     LVISEvaluator,
     SemSegEvaluator,
 )
+from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -89,6 +91,12 @@ def build_evaluator(
         NotImplementedError: the type is none of those below; the trainer then skips the data set.
     """
     output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+
+    def sem_seg_evaluator() -> DatasetEvaluator:
+        # Detectron2's default loader asks for copy=False, which numpy 2 refuses where it must copy.
+        load = partial(load_image_into_numpy_array, copy=None)
+        return SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=load)
+
     builders: dict[str, list[Callable[[], DatasetEvaluator]]] = {
         # The same figures as Detectron2's PascalVOCDetectionEvaluator, which gives NaN where a
         # split has no object of some class.
@@ -96,11 +104,11 @@ def build_evaluator(
         "voc_folder": [lambda: VOCFolderEvaluator(dataset_name)],
         "coco": [lambda: COCOEvaluator(dataset_name, output_dir=output_folder)],
         "lvis": [lambda: LVISEvaluator(dataset_name, output_dir=output_folder)],
-        "sem_seg": [lambda: SemSegEvaluator(dataset_name, output_dir=output_folder)],
+        "sem_seg": [sem_seg_evaluator],
         "cityscapes_instance": [lambda: CityscapesInstanceEvaluator(dataset_name)],
         "cityscapes_sem_seg": [lambda: CityscapesSemSegEvaluator(dataset_name)],
         "coco_panoptic_seg": [
-            lambda: SemSegEvaluator(dataset_name, output_dir=output_folder),
+            sem_seg_evaluator,
             lambda: COCOEvaluator(dataset_name, output_dir=output_folder),
             lambda: COCOPanopticEvaluator(dataset_name, output_folder),
         ],

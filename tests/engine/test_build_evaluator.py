@@ -1,9 +1,12 @@
 """build_evaluator: the evaluator that belongs to a data set."""
 
+import numpy as np
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, SemSegEvaluator
+from PIL import Image
 
 from d2_deform.data import register_deformed_digits
 from d2_deform.engine import DeformTrainer
@@ -27,13 +30,18 @@ def test_by_type_of_a_data_set_not_yet_made(evaluator_type, evaluator, tmp_path)
         MetadataCatalog.remove(name)
 
 
-def test_sem_seg(tmp_path):
+def test_sem_seg_of_perfect_label_maps(tmp_path):
     name = "test_build_evaluator_sem_seg"
-    DatasetCatalog.register(name, lambda: [{"file_name": "a", "sem_seg_file_name": "b"}])
-    MetadataCatalog.get(name).set(evaluator_type="sem_seg", stuff_classes=["x"], ignore_label=255)
+    register_deformed_digits(name, "val", 3, cache_dir=str(tmp_path), evaluator_type="sem_seg")
     try:
         evaluator = DeformTrainer.build_evaluator(get_cfg(), name, str(tmp_path))
         assert isinstance(evaluator, SemSegEvaluator)
+        evaluator.reset()
+        for record in DatasetCatalog.get(name):
+            labels = np.array(Image.open(record["sem_seg_file_name"]), dtype=np.int64)
+            scores = torch.nn.functional.one_hot(torch.from_numpy(labels), 11).permute(2, 0, 1)
+            evaluator.process([record], [{"sem_seg": scores}])
+        assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
