@@ -5,7 +5,8 @@ serves every Python and every torch from 2.10 on. ``torch.ops.load_library`` loa
 (d2_deform/ops/_library.py).
 
 Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for
-``TORCH_CUDA_ARCH_LIST``; ``MAX_JOBS`` limits the compilers at a time.
+``TORCH_CUDA_ARCH_LIST``; ``CUDA_HOME`` names the toolkit where the nvcc on the PATH is only a link
+or a wrapper ("cannot find -lcudart"); ``MAX_JOBS`` limits the compilers at a time.
 """
 
 import os
@@ -25,8 +26,8 @@ except ImportError as error:
 
 ROOT = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # as of torch 2.10
-# Contraction to fused multiply-add and sqrt without errno keep what the operators promise about NaN
-# and infinity; -ffast-math would not. Instruction sets are chosen at run time, so no -march. Unused
+# Contraction to fused multiply-add keeps what the operators promise about NaN and infinity;
+# -ffast-math would not. Instruction sets are chosen at run time, so no -march. Unused
 # parameters are in torch's headers.
 CXX_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]

@@ -1,4 +1,4 @@
-// Where a deformable convolution samples: shared by the CPU and the CUDA kernels.
+// Where a deformable convolution samples: host and device code.
 //
 // Coordinates are feature-map cells, y before x; cell (0, 0) has its centre at y = x = 0.
 #pragma once

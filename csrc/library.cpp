@@ -1,4 +1,4 @@
-// Every operator's schema, in one place. Kernels register themselves beside their code (cpu/*.cpp, cuda/*.cu);
+// Every operator's schema, in one place. Kernels register themselves beside their code (cpu/*.cpp);
 // fake kernels, autograd and autocast are Python (d2_deform/ops).
 //
 // Gradients that are not asked for come back as empty tensors.

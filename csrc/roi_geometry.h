@@ -1,4 +1,4 @@
-// Where deformable (PS-)RoI pooling samples: shared by the CPU and the CUDA kernels.
+// Where deformable (PS-)RoI pooling samples: host and device code.
 //
 // A bin's samples form a regular grid, and the tests and weights of the two axes are independent of each other. So a
 // bin is described by one list per axis - which rows (columns) of the map it reads and with what weight - and its value

@@ -115,3 +115,11 @@ def registered_arguments(name: str, arguments: Arguments) -> tuple[Any, ...]:
     """`arguments` in the order of the schema of `torch.ops.d2_deform.<name>`."""
     schema = getattr(torch.ops.d2_deform, name).default._schema
     return tuple(arguments[argument.name] for argument in schema.arguments)
+
+
+def changed(**changes: Any) -> Callable[[Arguments], Arguments]:
+    """Makes the arguments that differ: each change is a new value, or a function of the old one."""
+    return lambda arguments: {
+        name: change(arguments[name]) if callable(change) else change
+        for name, change in changes.items()
+    }

@@ -17,6 +17,7 @@ from .helpers import (
     assert_bit_equal,
     assert_matches,
     assert_near,
+    changed,
     cloned_leaves,
     registered_arguments,
     run,
@@ -449,35 +450,28 @@ def test_autocast_keeps_coordinates_in_float32(device: str, name: str) -> None:
         assert leaves[tensor].grad.isfinite().all(), tensor
 
 
-def _changed(**changes: Any) -> Any:
-    return lambda arguments: {
-        name: change(arguments[name]) if callable(change) else change
-        for name, change in changes.items()
-    }
-
-
 # What is wrong, the change that makes it so, what the message must name.
 WRONG_ARGUMENTS: dict[str, tuple[Any, str]] = {
-    "input without batch": (_changed(input=lambda t: t[0]), "input"),
-    "integer input": (_changed(input=lambda t: t.long()), "input"),
-    "rois of 4 columns": (_changed(rois=lambda t: t[:, :4]), "rois"),
-    "rois of 1 dimension": (_changed(rois=lambda t: t[0]), "rois"),
-    "integer rois": (_changed(rois=lambda t: t.long()), "rois"),
-    "rois finer than input": (_changed(rois=lambda t: t.double()), "rois"),
-    "rois elsewhere": (_changed(rois=lambda t: t.to("meta")), "rois"),
-    "offset of 3 dimensions": (_changed(offset=lambda t: t[0]), "offset"),
-    "offset of fewer RoIs": (_changed(offset=lambda t: t[:-1]), "offset"),
-    "odd offset channels": (_changed(offset=lambda t: t[:, :3]), "offset"),
-    "no offset channels": (_changed(offset=lambda t: t[:, :0]), "offset"),
-    "offset groups no divisor": (_changed(offset=lambda t: t.repeat(1, 2, 1, 1)[:, :6]), "offset"),
-    "offset rows": (_changed(offset=lambda t: t[:, :, :-1]), "offset"),
-    "offset columns": (_changed(offset=lambda t: t[..., :-1]), "offset"),
-    "integer offset": (_changed(offset=lambda t: t.long()), "offset"),
-    "offset finer than input": (_changed(offset=lambda t: t.double()), "offset"),
-    "offset elsewhere": (_changed(offset=lambda t: t.to("meta")), "offset"),
-    "no bins": (_changed(output_size=0), "output_size"),
-    "three bin numbers": (_changed(output_size=(3, 2, 1)), "output_size"),
-    "no samples": (_changed(sampling_ratio=0), "sampling_ratio"),
+    "input without batch": (changed(input=lambda t: t[0]), "input"),
+    "integer input": (changed(input=lambda t: t.long()), "input"),
+    "rois of 4 columns": (changed(rois=lambda t: t[:, :4]), "rois"),
+    "rois of 1 dimension": (changed(rois=lambda t: t[0]), "rois"),
+    "integer rois": (changed(rois=lambda t: t.long()), "rois"),
+    "rois finer than input": (changed(rois=lambda t: t.double()), "rois"),
+    "rois elsewhere": (changed(rois=lambda t: t.to("meta")), "rois"),
+    "offset of 3 dimensions": (changed(offset=lambda t: t[0]), "offset"),
+    "offset of fewer RoIs": (changed(offset=lambda t: t[:-1]), "offset"),
+    "odd offset channels": (changed(offset=lambda t: t[:, :3]), "offset"),
+    "no offset channels": (changed(offset=lambda t: t[:, :0]), "offset"),
+    "offset groups no divisor": (changed(offset=lambda t: t.repeat(1, 2, 1, 1)[:, :6]), "offset"),
+    "offset rows": (changed(offset=lambda t: t[:, :, :-1]), "offset"),
+    "offset columns": (changed(offset=lambda t: t[..., :-1]), "offset"),
+    "integer offset": (changed(offset=lambda t: t.long()), "offset"),
+    "offset finer than input": (changed(offset=lambda t: t.double()), "offset"),
+    "offset elsewhere": (changed(offset=lambda t: t.to("meta")), "offset"),
+    "no bins": (changed(output_size=0), "output_size"),
+    "three bin numbers": (changed(output_size=(3, 2, 1)), "output_size"),
+    "no samples": (changed(sampling_ratio=0), "sampling_ratio"),
 }
 
 
