@@ -55,6 +55,57 @@ def add_deform_config(cfg: CfgNode) -> None:
     cfg.MODEL.RFCN.ALIGNED = True
 
     # ------------------------------------------------------------------------ #
+    # Faster R-CNN with deformable RoI pooling, ROI_HEADS.NAME "DeformROIHeads": Detectron2's
+    # StandardROIHeads, in which ROI_BOX_HEAD.POOLER_TYPE may also be "DeformRoIPool"
+    # ------------------------------------------------------------------------ #
+    cfg.MODEL.DEFORM_ROI_HEADS = CfgNode()
+    # Channels of the 1x1 convolution between the backbone and the box head's pooling; 0: none, as
+    # with FPN, whose maps are narrow already
+    cfg.MODEL.DEFORM_ROI_HEADS.CONV_DIM = 256
+    # Bins move by GAMMA x learnt offset x RoI size
+    cfg.MODEL.DEFORM_ROI_HEADS.GAMMA = 0.1
+    # As RFCN.ALIGNED, for POOLER_TYPE "DeformRoIPool"
+    cfg.MODEL.DEFORM_ROI_HEADS.ALIGNED = True
+
+    # ------------------------------------------------------------------------ #
+    # Online hard example mining, in RFCNROIHeads and DeformROIHeads
+    # ------------------------------------------------------------------------ #
+    cfg.MODEL.OHEM = CfgNode()
+    # True: all proposals are scored, and only those with the largest losses are learnt from;
+    # ROI_HEADS.BATCH_SIZE_PER_IMAGE and POSITIVE_FRACTION are not used then
+    cfg.MODEL.OHEM.ENABLED = False
+    # How many are learnt from, per image
+    cfg.MODEL.OHEM.BATCH_SIZE_PER_IMAGE = 128
+
+    # ------------------------------------------------------------------------ #
+    # META_ARCHITECTURE "CategoryAwareRPN". Anchors, their matching and sampling: ANCHOR_GENERATOR
+    # and RPN; classes, score threshold and NMS at test: ROI_HEADS
+    # ------------------------------------------------------------------------ #
+    cfg.MODEL.CATEGORY_AWARE_RPN = CfgNode()
+    # Channels of the 1x1 convolution between the backbone and the predictors
+    cfg.MODEL.CATEGORY_AWARE_RPN.CONV_DIM = 1024
+
+    # ------------------------------------------------------------------------ #
+    # Testing: what is done with a network's boxes. Multi-scale testing is Detectron2's TEST.AUG
+    # ------------------------------------------------------------------------ #
+    cfg.TEST.SOFT_NMS = CfgNode()
+    # True: scores of overlapping boxes are lowered instead of the boxes dropped
+    cfg.TEST.SOFT_NMS.ENABLED = False
+    # "gaussian" or "linear"; "linear" starts at ROI_HEADS.NMS_THRESH_TEST
+    cfg.TEST.SOFT_NMS.METHOD = "gaussian"
+    # Of the Gaussian: score x exp(-IoU^2 / SIGMA); 0.6 in the official release's FPN
+    cfg.TEST.SOFT_NMS.SIGMA = 0.6
+    cfg.TEST.BOX_VOTING = CfgNode()
+    # True: a box that survives becomes the mean of its class's boxes that overlap it, weighted by
+    # their scores
+    cfg.TEST.BOX_VOTING.ENABLED = False
+    # How much they must overlap
+    cfg.TEST.BOX_VOTING.IOU_THRESH = 0.5
+    # Rounds of localisation before the vote: 1 votes on the boxes as they are, 2 pools once more
+    # from the regressed boxes and votes on both rounds' boxes (not for CategoryAwareRPN)
+    cfg.TEST.BOX_VOTING.NUM_ROUNDS = 2
+
+    # ------------------------------------------------------------------------ #
     # Solver
     # ------------------------------------------------------------------------ #
     # "SGD" or "ADAMW"

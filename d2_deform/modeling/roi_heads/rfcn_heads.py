@@ -15,9 +15,9 @@ from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from d2_deform.layers import DeformPSRoIPool
+from d2_deform.modeling.new_layers import build_conv_new, init_new_layer
 
 __all__ = ["RFCNOutputLayers", "RFCNROIHeads"]
 
@@ -122,12 +122,11 @@ class RFCNROIHeads(ROIHeads):
         self.box_predictor = box_predictor
 
         num_boxes = 1 if cls_agnostic_bbox_reg else num_classes
-        self.conv_new = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
+        self.conv_new = build_conv_new(in_channels, conv_dim)
         self.cls_score = nn.Conv2d(conv_dim, num_bins**2 * (num_classes + 1), kernel_size=1)
         self.bbox_pred = nn.Conv2d(conv_dim, num_bins**2 * 4 * num_boxes, kernel_size=1)
-        for layer in (self.conv_new, self.cls_score, self.bbox_pred):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for layer in (self.cls_score, self.bbox_pred):
+            init_new_layer(layer)
 
         def make_pool(offset_groups: int) -> DeformPSRoIPool:
             return DeformPSRoIPool(
@@ -210,7 +209,7 @@ class RFCNROIHeads(ROIHeads):
             Logits (Tensor[R, C + 1]), background last, and deltas (Tensor[R, B]), in the order of
             the boxes.
         """
-        feature = F.relu(self.conv_new(features[self.in_feature]))
+        feature = self.conv_new(features[self.in_feature])
         rois = convert_boxes_to_pooler_format(boxes)
         scores = self.cls_pool(self.cls_score(feature), rois, feature)
         deltas = self.bbox_pool(self.bbox_pred(feature), rois, feature)
