@@ -1,5 +1,6 @@
 """Meta-architectures, registered in Detectron2's ``META_ARCH_REGISTRY``."""
 
+from .category_aware_rpn import CategoryAwareRPN, CategoryAwareRPNHead
 from .rfcn import RFCN
 
-__all__ = ["RFCN"]
+__all__ = ["RFCN", "CategoryAwareRPN", "CategoryAwareRPNHead"]
