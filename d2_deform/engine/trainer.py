@@ -23,14 +23,19 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from d2_deform.engine.defaults import ConfigError
 from d2_deform.engine.hooks import OffsetMonitor
+from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.evaluation import VOCFolderEvaluator
 from d2_deform.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
+
+_WORLD_SIZE = "reference_world_size"  # its name in a checkpoint
 
 __all__ = ["DeformTrainer", "build_evaluator"]
 
@@ -38,14 +43,36 @@ __all__ = ["DeformTrainer", "build_evaluator"]
 class DeformTrainer(DefaultTrainer):
     """Trains, evaluates and resumes as ``DefaultTrainer`` does.
 
-    What it adds: the optimizer of :mod:`d2_deform.solver`, an evaluator by the data set's type, and
-    :class:`~d2_deform.engine.hooks.OffsetMonitor`.
+    What it adds: the optimizer of :mod:`d2_deform.solver`, a schedule scaled to the number of
+    processes by :func:`~d2_deform.engine.scaling.scale_to_world_size`, an evaluator by the data
+    set's type, and :class:`~d2_deform.engine.hooks.OffsetMonitor`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         if not logging.getLogger("d2_deform").isEnabledFor(logging.INFO):
             setup_logger(name="d2_deform")  # as DefaultTrainer does for its own lines
-        super().__init__(cfg)
+        super().__init__(scale_to_world_size(cfg, comm.get_world_size()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``DefaultTrainer``'s, with the number of processes that the schedule is scaled to."""
+        return {**super().state_dict(), _WORLD_SIZE: self.cfg.SOLVER.REFERENCE_WORLD_SIZE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes.
+
+        Raises:
+            ConfigError: the checkpoint's iterations, learning rate and decay are those of another
+                number of processes.
+        """
+        before, now = state_dict.get(_WORLD_SIZE, 0), self.cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if before and now and before != now:
+            raise ConfigError(
+                f"--resume: the run in {self.cfg.OUTPUT_DIR} had {before} process(es), this one "
+                f"has {now}, and SOLVER.REFERENCE_WORLD_SIZE gives each its own schedule; resume "
+                f"with {before}, or start anew from its weights (MODEL.WEIGHTS) in another "
+                "OUTPUT_DIR."
+            )
+        super().load_state_dict(state_dict)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
