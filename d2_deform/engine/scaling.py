@@ -37,9 +37,9 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> CfgNode:
     official release, whose rule is another. It SUMS the gradients of n GPUs with one picture each
     and adds the decay to the sum; with rate a, decay d and mean gradient g, its step is
     a * (n * g + d * w) = (a * n) * (g + (d / n) * w): Detectron2's, which averages, at the rate
-    a * n and the decay d / n. Its a = d = 5e-4 is 4e-3 and 6.25e-5 at 8 GPUs, 2e-3 and 1.25e-4 at 4.
-    The decay of one step is then the same on any number of GPUs; a run on fewer GPUs takes more
-    steps and decays more. The equivalence is one of SGD.
+    a * n and the decay d / n. Its a = d = 5e-4 is 4e-3 and 6.25e-5 at 8 GPUs, 2e-3 and 1.25e-4 at
+    4. The decay of one step is then the same on any number of GPUs, so a run on fewer of them,
+    which takes more steps, decays more. All this is of SGD.
 
     Args:
         cfg: not changed.

@@ -105,7 +105,7 @@ def test_the_config_given_is_kept_and_a_frozen_one_stays_frozen():
 
 
 def test_a_batch_that_cannot_be_divided():
-    with pytest.raises(ConfigError, match="IMS_PER_BATCH is 2, not a multiple of .*_SIZE 8, so"):
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 2, not a multiple of .*_SIZE 8, so"):
         scale_to_world_size(config(IMS_PER_BATCH=2), 1)
 
 
