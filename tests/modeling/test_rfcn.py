@@ -178,7 +178,7 @@ def test_state_dict_names(deform_pool: bool) -> None:
 
 def test_background_is_the_last_class() -> None:
     heads = with_constant_maps(make_heads()).eval()
-    heads.box_predictor.test_score_thresh = 0.5
+    heads.box_predictor.box_selector.score_thresh = 0.5
     per_class = heads.state_dict()["cls_score.bias"].view(NUM_CLASSES + 1, -1)
     for winner in range(NUM_CLASSES + 1):
         per_class.zero_()[winner] = 10.0

@@ -12,17 +12,19 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from d2_deform.layers import DeformPSRoIPool
 from d2_deform.modeling.new_layers import build_conv_new, init_new_layer
 
+from .box_branch import BoxBranch, find_input_shapes
+from .output_layers import BoxOutputLayers
+
 __all__ = ["RFCNOutputLayers", "RFCNROIHeads"]
 
 
-class RFCNOutputLayers(FastRCNNOutputLayers):
+class RFCNOutputLayers(BoxOutputLayers):
     """The vote, then Fast R-CNN's losses and inference; it has no parameter of its own.
 
     R-FCN puts its predictors before the pooling, as convolutions on the whole image, so the two
@@ -33,14 +35,14 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
     def __init__(self, **kwargs: Any) -> None:
         """
         Args:
-            **kwargs: as :class:`~detectron2.modeling.roi_heads.FastRCNNOutputLayers` takes them,
-                without ``input_shape``; ``box2box_transform`` and ``num_classes`` are required.
+            **kwargs: as :class:`BoxOutputLayers` takes them, without ``input_shape``;
+                ``box2box_transform`` and ``num_classes`` are required.
         """
         super().__init__(ShapeSpec(channels=1), **kwargs)
         del self.cls_score, self.bbox_pred
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:  # type: ignore[override]
         arguments = super().from_config(cfg, ShapeSpec(channels=1))
         del arguments["input_shape"]
         return arguments
@@ -59,7 +61,7 @@ class RFCNOutputLayers(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class RFCNROIHeads(ROIHeads):
+class RFCNROIHeads(BoxBranch):
     """R-FCN with rigid or deformable position-sensitive RoI pooling (paper section 2.2, figure 4).
 
     On the backbone's last feature map: ``conv_new`` 1x1 + ReLU, then ``cls_score`` 1x1 to
@@ -110,7 +112,8 @@ class RFCNROIHeads(ROIHeads):
             gamma: factor of the normalised offsets (paper section 2.2).
             aligned: continuous coordinates as Detectron2's ROIAlignV2; False: as the official
                 release, for weights trained with it.
-            **kwargs: sampling of proposals, see :class:`detectron2.modeling.ROIHeads`.
+            **kwargs: sampling of proposals, OHEM and rounds of localisation, see
+                :class:`BoxBranch` and :class:`detectron2.modeling.ROIHeads`.
         """
         if num_classes < 1:
             raise ValueError(
@@ -153,12 +156,7 @@ class RFCNROIHeads(ROIHeads):
                 "RFCNROIHeads reads one feature map; MODEL.ROI_HEADS.IN_FEATURES is "
                 f"{list(in_features)}, expected one name such as ['res5']"
             )
-        feature = input_shape.get(in_features[0])
-        if feature is None:
-            raise ValueError(
-                f"the backbone gives {sorted(input_shape)}, not MODEL.ROI_HEADS.IN_FEATURES' "
-                f"{in_features[0]!r}; name it in MODEL.RESNETS.OUT_FEATURES"
-            )
+        (feature,) = find_input_shapes(cfg, input_shape)
         arguments = super().from_config(cfg)
         arguments.update(
             in_feature=in_features[0],
@@ -185,34 +183,26 @@ class RFCNROIHeads(ROIHeads):
         """See :meth:`detectron2.modeling.ROIHeads.forward`.
 
         Returns:
-            In training the sampled proposals and ``loss_cls``, ``loss_box_reg``; in inference the
-            detections and an empty dict.
+            In training the proposals learnt from and ``loss_cls``, ``loss_box_reg``; in inference
+            the detections and an empty dict.
         """
         del images
         if self.training:
             assert targets is not None, "'targets' argument is required during training"
             proposals = self.label_and_sample_proposals(proposals, targets)
-        predictions = self.predict(features, [p.proposal_boxes for p in proposals])
-        if self.training:
-            return proposals, self.box_predictor.losses(predictions, proposals)
-        detections, _ = self.box_predictor.inference(predictions, proposals)
-        return detections, {}
+            losses = self._forward_box(features, proposals)
+            return proposals, losses
+        return self._forward_box(features, proposals), {}
 
-    def predict(self, features: dict[str, Tensor], boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
-        """Class logits and box deltas of given boxes.
-
-        Args:
-            features: feature maps by name, each Tensor[N, channels, H, W].
-            boxes: N sets of boxes in pixels of the (padded) input images.
-
-        Returns:
-            Logits (Tensor[R, C + 1]), background last, and deltas (Tensor[R, B]), in the order of
-            the boxes.
-        """
+    def compute_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
         feature = self.conv_new(features[self.in_feature])
+        return [self.cls_score(feature), self.bbox_pred(feature), feature]
+
+    def predict_on_maps(self, maps: list[Tensor], boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
+        cls_score, bbox_pred, feature = maps
         rois = convert_boxes_to_pooler_format(boxes)
-        scores = self.cls_pool(self.cls_score(feature), rois, feature)
-        deltas = self.bbox_pool(self.bbox_pred(feature), rois, feature)
+        scores = self.cls_pool(cls_score, rois, feature)
+        deltas = self.bbox_pool(bbox_pred, rois, feature)
         return self.box_predictor((scores, deltas))
 
     def forward_with_given_boxes(
