@@ -1,5 +1,5 @@
 """The networks; importing this package registers them in Detectron2."""
 
-from d2_deform.modeling import backbone, meta_arch, roi_heads
+from d2_deform.modeling import backbone, meta_arch, roi_heads, sem_seg
 
-__all__ = ["backbone", "meta_arch", "roi_heads"]
+__all__ = ["backbone", "meta_arch", "roi_heads", "sem_seg"]
