@@ -14,6 +14,16 @@ from torch.nn import functional as F
 
 from d2_deform.layers import DeformConv2d, ModulatedDeformConv2d, OffsetConv2d
 
+from ._stages import (
+    STAGES,
+    check,
+    check_deform_on_per_stage,
+    check_dilations,
+    count_stages,
+    first_stride,
+    spread_from_end,
+)
+
 __all__ = [
     "DeformBasicBlock",
     "DeformBottleneckBlock",
@@ -31,7 +41,6 @@ NUM_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-STAGES = ("res2", "res3", "res4", "res5")
 
 
 class DeformBottleneckBlock(BottleneckBlock):
@@ -214,36 +223,27 @@ def build_deform_resnet(
         ValueError: an argument is out of its range; the line names it, its config key and what is
             accepted.
     """
-    _check("depth (MODEL.RESNETS.DEPTH)", depth, depth in NUM_BLOCKS, "18, 34, 50, 101 or 152")
-    for key, dilation in (("RES4_DILATION", res4_dilation), ("RES5_DILATION", res5_dilation)):
-        name = f"{key.lower()} (MODEL.RESNETS.{key})"
-        _check(name, dilation, dilation >= 1, "1 or more")
-    known = ("stem", *STAGES)
-    _check(
-        "out_features (MODEL.RESNETS.OUT_FEATURES)",
-        list(out_features),
-        len(out_features) > 0 and set(out_features) <= set(known),
-        f"one or more of {', '.join(known)}",
-    )
+    check("depth (MODEL.RESNETS.DEPTH)", depth, depth in NUM_BLOCKS, "18, 34, 50, 101 or 152")
+    check_dilations(res4_dilation, res5_dilation)
     basic = depth < 50
-    _check(
+    check(
         "num_groups (MODEL.RESNETS.NUM_GROUPS)",
         num_groups,
         not basic or num_groups == 1,
         f"1 for ResNet-{depth}",
     )
 
-    num_blocks = NUM_BLOCKS[depth][: max(known.index(name) for name in out_features)]
+    num_blocks = NUM_BLOCKS[depth][: count_stages(out_features)]
     convs_per_block = 2 if basic else 1
     num_convs = convs_per_block * sum(num_blocks)
-    _check(
+    check(
         "num_deform_layers (MODEL.DEFORM.NUM_LAYERS)",
         num_deform_layers,
         0 <= num_deform_layers <= num_convs,
         f"0 to {num_convs}, the number of 3x3 convolutions of ResNet-{depth} up to its last "
         "output feature",
     )
-    num_deform_per_block = _spread_from_end(num_deform_layers, num_blocks, convs_per_block)
+    num_deform_per_block = spread_from_end(num_deform_layers, num_blocks, convs_per_block)
 
     stem = BasicStem(in_channels=in_channels, out_channels=stem_out_channels, norm=norm)
     width = num_groups * width_per_group
@@ -258,15 +258,14 @@ def build_deform_resnet(
                 deform_width = gcd(stage_in, stage_out) if num_deform[0] == 2 else stage_out
             else:
                 deform_width = width
-            _check(
+            check(
                 "deform_num_groups (MODEL.DEFORM.NUM_GROUPS)",
                 deform_num_groups,
                 deform_num_groups >= 1 and deform_width % deform_num_groups == 0,
                 f"the divisors of {deform_width}, the channels of {stage}'s 3x3 convolutions",
             )
-        first_stride = 1 if stage == "res2" or dilation > 1 else 2
         arguments: dict[str, Any] = {
-            "stride_per_block": [first_stride] + [1] * (len(num_deform) - 1),
+            "stride_per_block": [first_stride(stage, dilation)] + [1] * (len(num_deform) - 1),
             "basic": basic,
             "num_deform_per_block": num_deform,
             "dilation": dilation,
@@ -303,13 +302,8 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
     Raises:
         ValueError: a key is out of its range, or MODEL.RESNETS.DEFORM_ON_PER_STAGE is used.
     """
+    check_deform_on_per_stage(cfg)
     resnets = cfg.MODEL.RESNETS
-    _check(
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
-        resnets.DEFORM_ON_PER_STAGE,
-        not any(resnets.DEFORM_ON_PER_STAGE),
-        "False for every stage in this backbone, where MODEL.DEFORM.NUM_LAYERS takes its place",
-    )
     if resnets.DEPTH < 50 and resnets.RES2_OUT_CHANNELS == 256:
         logger.warning(
             "MODEL.RESNETS.RES2_OUT_CHANNELS is 256, four times the usual width of ResNet-%d; "
@@ -362,20 +356,3 @@ def _make_deformable(block: CNNBlockBase, name: str, modulated: bool, deform_gro
     )
     setattr(block, name, conv)
     setattr(block, f"{name}_offset", conv.make_offset_conv())
-
-
-def _spread_from_end(count: int, num_blocks: Sequence[int], per_block: int) -> list[list[int]]:
-    """How many of the last ``count`` convolutions lie in each block, stage by stage."""
-    stages = []
-    for blocks in reversed(num_blocks):
-        stage = []
-        for _ in range(blocks):
-            stage.append(min(count, per_block))
-            count -= stage[-1]
-        stages.append(stage[::-1])
-    return stages[::-1]
-
-
-def _check(name: str, given: object, accepted: bool, what_is_accepted: str) -> None:
-    if not accepted:
-        raise ValueError(f"{name}: {given} given, accepted: {what_is_accepted}")
