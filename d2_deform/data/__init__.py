@@ -1,4 +1,10 @@
-"""Data sets: Deformed Digits (registered here, made on demand) and any PASCAL-VOC-layout folder."""
+"""Data sets: Deformed Digits, VOC 2012 for segmentation, any folder in PASCAL VOC's layout.
+
+Importing this package registers the first two in Detectron2; their files are looked for, or made,
+when they are loaded.
+"""
+
+import os
 
 from detectron2.data import DatasetCatalog
 
@@ -8,16 +14,24 @@ from d2_deform.data.deformed_digits import (
     register_deformed_digits,
     write_deformed_digits,
 )
+from d2_deform.data.pascal_voc import (
+    register_all_pascal_voc_no_difficult,
+    register_pascal_voc_no_difficult,
+)
 from d2_deform.data.voc_folder import (
     load_voc_folder,
     register_voc_folder,
     register_voc_folder_from_config,
 )
+from d2_deform.data.voc_sem_seg import load_voc_sem_seg, register_all_voc_sem_seg
 
 __all__ = [
     "DeformedDigitsSettings",
     "load_voc_folder",
+    "load_voc_sem_seg",
+    "register_all_voc_sem_seg",
     "register_deformed_digits",
+    "register_pascal_voc_no_difficult",
     "register_voc_folder",
     "register_voc_folder_from_config",
     "write_deformed_digits",
@@ -25,3 +39,6 @@ __all__ = [
 
 if "deformed_digits_train" not in DatasetCatalog:  # a reload of the module keeps them
     register_builtin_deformed_digits()
+    _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))  # as Detectron2's own
+    register_all_pascal_voc_no_difficult(_root)
+    register_all_voc_sem_seg(_root)
