@@ -6,6 +6,8 @@ when they are loaded.
 
 import os
 
+import os
+
 from detectron2.data import DatasetCatalog
 
 from d2_deform.data.deformed_digits import (
@@ -13,6 +15,10 @@ from d2_deform.data.deformed_digits import (
     register_builtin_deformed_digits,
     register_deformed_digits,
     write_deformed_digits,
+)
+from d2_deform.data.pascal_voc import (
+    register_all_pascal_voc_no_difficult,
+    register_pascal_voc_no_difficult,
 )
 from d2_deform.data.pascal_voc import (
     register_all_pascal_voc_no_difficult,
@@ -32,6 +38,7 @@ __all__ = [
     "register_all_voc_sem_seg",
     "register_deformed_digits",
     "register_pascal_voc_no_difficult",
+    "register_pascal_voc_no_difficult",
     "register_voc_folder",
     "register_voc_folder_from_config",
     "write_deformed_digits",
@@ -39,6 +46,8 @@ __all__ = [
 
 if "deformed_digits_train" not in DatasetCatalog:  # a reload of the module keeps them
     register_builtin_deformed_digits()
+    _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))  # as Detectron2's own
+    register_all_pascal_voc_no_difficult(_root)
     _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))  # as Detectron2's own
     register_all_pascal_voc_no_difficult(_root)
     register_all_voc_sem_seg(_root)

@@ -2,6 +2,16 @@
 
 from d2_deform.engine.defaults import ConfigError, load_config, setup
 from d2_deform.engine.hooks import OffsetMonitor
+from d2_deform.engine.proposals import dump_proposals
+from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.engine.trainer import DeformTrainer
 
-__all__ = ["ConfigError", "DeformTrainer", "OffsetMonitor", "load_config", "setup"]
+__all__ = [
+    "ConfigError",
+    "DeformTrainer",
+    "OffsetMonitor",
+    "dump_proposals",
+    "load_config",
+    "scale_to_world_size",
+    "setup",
+]

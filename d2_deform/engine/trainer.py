@@ -30,7 +30,7 @@ from torch import nn
 from d2_deform.engine.defaults import ConfigError
 from d2_deform.engine.hooks import OffsetMonitor
 from d2_deform.engine.scaling import scale_to_world_size
-from d2_deform.evaluation import VOCFolderEvaluator
+from d2_deform.evaluation import ProposalEvaluator, VOCFolderEvaluator
 from d2_deform.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def build_evaluator(
     """The evaluators that belong to a data set, by its metadata's ``evaluator_type``.
 
     Args:
-        cfg: for OUTPUT_DIR.
+        cfg: for OUTPUT_DIR and MODEL.META_ARCHITECTURE.
         dataset_name: a registered data set.
         output_folder: where evaluators write; None is "inference" in OUTPUT_DIR.
 
@@ -124,11 +124,16 @@ def build_evaluator(
         load = partial(load_image_into_numpy_array, copy=None)
         return SemSegEvaluator(dataset_name, output_dir=output_folder, sem_seg_loading_fn=load)
 
-    builders: dict[str, list[Callable[[], DatasetEvaluator]]] = {
+    def voc_evaluator() -> DatasetEvaluator:
+        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":  # COCOEvaluator copes with one itself
+            return ProposalEvaluator(dataset_name)
         # The same figures as Detectron2's PascalVOCDetectionEvaluator, which gives NaN where a
         # split has no object of some class.
-        "pascal_voc": [lambda: VOCFolderEvaluator(dataset_name)],
-        "voc_folder": [lambda: VOCFolderEvaluator(dataset_name)],
+        return VOCFolderEvaluator(dataset_name)
+
+    builders: dict[str, list[Callable[[], DatasetEvaluator]]] = {
+        "pascal_voc": [voc_evaluator],
+        "voc_folder": [voc_evaluator],
         "coco": [lambda: COCOEvaluator(dataset_name, output_dir=output_folder)],
         "lvis": [lambda: LVISEvaluator(dataset_name, output_dir=output_folder)],
         "sem_seg": [sem_seg_evaluator],

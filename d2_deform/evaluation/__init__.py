@@ -1,5 +1,6 @@
 """Evaluators beside Detectron2's own."""
 
+from d2_deform.evaluation.proposal_evaluation import ProposalEvaluator
 from d2_deform.evaluation.voc_folder_evaluation import VOCFolderEvaluator
 
-__all__ = ["VOCFolderEvaluator"]
+__all__ = ["ProposalEvaluator", "VOCFolderEvaluator"]

@@ -1,0 +1,80 @@
+"""DeformTrainer: the schedule of its number of processes, and resuming."""
+
+import pytest
+
+from d2_deform.data.deformed_digits import DeformedDigitsSettings, write_deformed_digits
+from d2_deform.engine import ConfigError, DeformTrainer, load_config
+
+QUICKSTART = "configs/quickstart.yaml"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "voc"
+    settings = DeformedDigitsSettings(image_size=64, min_height=0.3)
+    write_deformed_digits(str(folder), "train", 4, settings=settings)
+    return str(folder)
+
+
+@pytest.fixture
+def cfg(digits, tmp_path, request):
+    cfg = load_config(
+        str(request.config.rootpath / QUICKSTART),
+        [
+            *("DATASETS.VOC_FOLDER.ROOT", digits),
+            *("DATASETS.TRAIN", "('voc_folder_train',)"),
+            *("DATASETS.TEST", "()"),
+            *("DATALOADER.NUM_WORKERS", "0"),
+            *("INPUT.MIN_SIZE_TRAIN", "(64,)"),
+            *("MODEL.RESNETS.STEM_OUT_CHANNELS", "4"),
+            *("MODEL.RESNETS.RES2_OUT_CHANNELS", "4"),
+            *("MODEL.RFCN.CONV_DIM", "8"),
+            *("SOLVER.OPTIMIZER", "SGD"),
+            *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"),
+            *("OUTPUT_DIR", str(tmp_path)),
+        ],
+        use_gpu=False,
+    )
+    cfg.SOLVER.SCALE_WEIGHT_DECAY = True
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 4
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.SOLVER.BASE_LR = 0.002
+    cfg.SOLVER.WEIGHT_DECAY = 0.001
+    cfg.SOLVER.WARMUP_METHOD = "constant"
+    cfg.SOLVER.WARMUP_FACTOR = 0.1
+    cfg.SOLVER.WARMUP_ITERS = 1
+    cfg.SOLVER.STEPS = (2,)
+    cfg.SOLVER.MAX_ITER = 3
+    return cfg
+
+
+def test_a_schedule_for_four_processes_on_one(cfg):
+    trainer = DeformTrainer(cfg)
+    assert trainer.max_iter == 12
+    assert {len(next(iter(trainer.data_loader))) for _ in range(2)} == {1}  # pictures
+    rates, run_step = [], trainer.run_step
+
+    def note_the_rate():
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        run_step()
+
+    trainer.run_step = note_the_rate
+    trainer.train()
+    expected = [5e-5] * 4 + [5e-4] * 4 + [5e-5] * 4  # warm-up, full, a tenth
+    assert rates == pytest.approx(expected)
+    decays = {g["weight_decay"] for g in trainer.optimizer.param_groups}
+    assert max(decays) == pytest.approx(0.004)
+
+
+def test_a_run_of_other_processes_is_not_resumed(cfg):
+    DeformTrainer(cfg).train()
+    DeformTrainer(cfg).resume_or_load(resume=True)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # as it is: whoever sets this knows
+    DeformTrainer(cfg).resume_or_load(resume=True)
+
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 1
+    state = DeformTrainer(cfg).state_dict()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 4
+    trainer = DeformTrainer(cfg)
+    with pytest.raises(ConfigError, match=r"had 8 process\(es\), this one has 1, .* resume with 8"):
+        trainer.load_state_dict({**state, "reference_world_size": 8})
