@@ -176,6 +176,27 @@ def test_state_dict_names(deform_pool: bool) -> None:
         assert len(state["bbox_pool.offset_conv.bias"]) == 2 * bins
 
 
+def test_parameters_of_the_paper() -> None:
+    """Table 4, VOC: one group of offsets for each of 21 classes, one for the box."""
+    counts = []
+    for deform_pool in (False, True):
+        with torch.device("meta"):
+            predictor = RFCNOutputLayers(
+                box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)), num_classes=20
+            )
+            heads = make_heads(
+                in_channels=2048,
+                num_classes=20,
+                box_predictor=predictor,
+                conv_dim=1024,
+                num_bins=7,
+                deform_pool=deform_pool,
+            )
+        counts.append(sum(parameter.numel() for parameter in heads.parameters()))
+    assert counts[0] == 1024 * 2049 + 49 * (21 + 4) * 1025
+    assert counts[1] - counts[0] == 2 * 49 * (21 + 1) * 1025 == 2_209_900
+
+
 def test_background_is_the_last_class() -> None:
     heads = with_constant_maps(make_heads()).eval()
     heads.box_predictor.box_selector.score_thresh = 0.5
@@ -309,7 +330,34 @@ def test_model_predicts_in_the_picture_asked_for(model: RFCN) -> None:
     assert found.pred_boxes.tensor[:, 3].max() <= 64
 
 
-def test_test_time_augmentation_accepts_it(cfg: CfgNode, model: RFCN) -> None:
+def test_model_mines_hard_examples(cfg: CfgNode) -> None:
+    cfg.MODEL.OHEM.ENABLED = True
+    cfg.MODEL.OHEM.BATCH_SIZE_PER_IMAGE = 8
+    model = build_model(cfg)
+    learnt: list[int] = []
+    losses_of = model.roi_heads.box_predictor.losses
+
+    def count_and_compute(predictions, proposals):
+        learnt.extend(len(of_image) for of_image in proposals)
+        return losses_of(predictions, proposals)
+
+    model.roi_heads.box_predictor.losses = count_and_compute
+    targets = make_targets(2, 0)
+    with EventStorage() as storage:
+        losses = model([{"image": make_picture(i), "instances": targets[i]} for i in range(2)])
+        assert storage.latest()["roi_head/num_bg_samples"][0] > 8
+    assert learnt == [8, 8]
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_test_time_augmentation_accepts_it(cfg: CfgNode, rounds: int) -> None:
+    cfg.TEST.BOX_VOTING.ENABLED = rounds > 1
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    assert model.roi_heads.num_rounds == rounds
     model.eval()
     height, width = PICTURE_SIZE
     with torch.no_grad():
