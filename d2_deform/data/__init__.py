@@ -1,10 +1,9 @@
-"""Data sets: Deformed Digits, VOC 2012 for segmentation, any folder in PASCAL VOC's layout.
+"""Data sets: Deformed Digits, VOC without difficult objects, VOC 2012 for segmentation, any folder
+in PASCAL VOC's layout.
 
-Importing this package registers the first two in Detectron2; their files are looked for, or made,
+Importing this package registers the first three in Detectron2; their files are looked for, or made,
 when they are loaded.
 """
-
-import os
 
 import os
 
@@ -15,10 +14,6 @@ from d2_deform.data.deformed_digits import (
     register_builtin_deformed_digits,
     register_deformed_digits,
     write_deformed_digits,
-)
-from d2_deform.data.pascal_voc import (
-    register_all_pascal_voc_no_difficult,
-    register_pascal_voc_no_difficult,
 )
 from d2_deform.data.pascal_voc import (
     register_all_pascal_voc_no_difficult,
@@ -38,7 +33,6 @@ __all__ = [
     "register_all_voc_sem_seg",
     "register_deformed_digits",
     "register_pascal_voc_no_difficult",
-    "register_pascal_voc_no_difficult",
     "register_voc_folder",
     "register_voc_folder_from_config",
     "write_deformed_digits",
@@ -46,8 +40,6 @@ __all__ = [
 
 if "deformed_digits_train" not in DatasetCatalog:  # a reload of the module keeps them
     register_builtin_deformed_digits()
-    _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))  # as Detectron2's own
-    register_all_pascal_voc_no_difficult(_root)
     _root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))  # as Detectron2's own
     register_all_pascal_voc_no_difficult(_root)
     register_all_voc_sem_seg(_root)

@@ -95,7 +95,7 @@ def test_they_follow_a_picture_that_is_resized_and_flipped(flip, dataset, path):
     }
     seen = set()
     for seed in range(8):
-        np.random.seed(seed)  # noqa: NPY002: what Detectron2 draws from
+        np.random.seed(seed)  # noqa: NPY002 (what Detectron2 draws from)
         mapped = mapper(record)
         torch.testing.assert_close(
             mapped["proposals"].proposal_boxes.tensor, mapped["instances"].gt_boxes.tensor
