@@ -3,15 +3,21 @@
 import os
 import tempfile
 import xml.etree.ElementTree as ET
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
+from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.utils import comm
+from tabulate import tabulate  # type: ignore[import-untyped]
 
 from d2_deform.data.voc_folder import load_voc_folder
 
 __all__ = ["VOCFolderEvaluator"]
+
+IOU_THRESHOLDS = range(50, 100, 5)  # in percent, as Detectron2's evaluator has them
 
 
 class VOCFolderEvaluator(PascalVOCDetectionEvaluator):
@@ -24,7 +30,17 @@ class VOCFolderEvaluator(PascalVOCDetectionEvaluator):
     plain form that it reads, for the classes that have an object to be found; the metric itself is
     Detectron2's, so a clean folder gets the very same figures. Corners are rounded to whole pixels.
 
-    Results: {"bbox": {"AP", "AP50", "AP75"}}, means over the classes of the split, in percent.
+    Results: ``{"bbox": {...}}``, in percent, each the mean over the classes of the split:
+
+    - "AP": mean over the IoU thresholds .50, .55, ... .95; "AP50" and "AP75" at one of them, equal
+      to Detectron2's.
+    - "AP70": the second figure of the paper's VOC tables, which Detectron2 computes and drops.
+    - "AP-<class>" and "AP50-<class>": "AP" and "AP50" of one class, where the split has several.
+      The first is COCOEvaluator's key; the second is what PASCAL VOC reports. Detectron2 leaves
+      keys with a hyphen out of its summary.
+
+    A table in the log has AP, AP50, AP70 and AP75 of every class. The metric is the 11-point one
+    where the metadata's ``year`` is 2007, else the area under the curve.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -54,6 +70,7 @@ class VOCFolderEvaluator(PascalVOCDetectionEvaluator):
                 f"'{dataset_name}' has no object to be found in {meta.dirname}, split "
                 f"'{meta.split}', so nothing can be evaluated; choose another split."
             )
+        self._present_names = [meta.thing_classes[category_id] for category_id in present]
         self._class_of = {category_id: number for number, category_id in enumerate(present)}
         self._id_of = {record["image_id"]: str(n) for n, record in enumerate(records)}
         self._folder = tempfile.TemporaryDirectory(prefix="voc_folder_")
@@ -80,6 +97,58 @@ class VOCFolderEvaluator(PascalVOCDetectionEvaluator):
                 instances.pred_classes[index] = self._class_of[classes[label]]
             image_id = self._id_of[given["image_id"]]
             super().process([{"image_id": image_id}], [{"instances": instances}])
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """The results in the form that the class documents; None on all processes but the first."""
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
+            return None
+        metric = "11-point (VOC 2007)" if self._is_2007 else "area under the curve"
+        self._logger.info(f"Evaluating {self._dataset_name} with the {metric} metric.")
+        with tempfile.TemporaryDirectory(prefix="voc_folder_eval_") as folder:
+            aps = {
+                name: self._average_precisions(
+                    number, [line for of_rank in gathered for line in of_rank[number]], folder
+                )
+                for number, name in enumerate(self._present_names)
+            }
+
+        def summarize(at_thresholds: list[np.ndarray]) -> dict[str, float]:
+            by_iou = dict(zip(IOU_THRESHOLDS, np.mean(at_thresholds, axis=0).tolist(), strict=True))
+            singles = {f"AP{percent}": by_iou[percent] for percent in (50, 70, 75)}
+            return {"AP": float(np.mean(list(by_iou.values()))), **singles}
+
+        results = summarize(list(aps.values()))
+        if len(aps) > 1:
+            of_class = {name: summarize([ap]) for name, ap in aps.items()}
+            rows = [(name, *figures.values()) for name, figures in of_class.items()]
+            table = tabulate(rows, headers=("category", *results), tablefmt="pipe", floatfmt=".3f")
+            self._logger.info("Per-category bbox AP:\n" + table)
+            for key in ("AP", "AP50"):
+                results.update(
+                    {f"{key}-{name}": figures[key] for name, figures in of_class.items()}
+                )
+        return OrderedDict(bbox=results)
+
+    def _average_precisions(self, number: int, detections: list[str], folder: str) -> np.ndarray:
+        """Of one class, in percent, at every IoU threshold; by Detectron2's function."""
+        template = os.path.join(folder, "{}.txt")
+        with open(template.format(number), "w") as file:
+            file.write("\n".join(detections))
+        return np.array(
+            [
+                100
+                * voc_eval(
+                    template,
+                    self._anno_file_template,
+                    self._image_set_path,
+                    str(number),
+                    ovthresh=percent / 100,
+                    use_07_metric=self._is_2007,
+                )[2]
+                for percent in IOU_THRESHOLDS
+            ]
+        )
 
     def _write_checked_copy(self, records: list[dict[str, Any]]) -> None:
         for folder in ("Annotations", os.path.join("ImageSets", "Main")):

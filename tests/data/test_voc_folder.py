@@ -335,5 +335,5 @@ def test_evaluator_gives_detectron2s_figures_on_a_clean_folder(name):
     voc_folder.register_voc_folder(name, _BCCD, "test")
     ours = _evaluate_perfect_predictions(VOCFolderEvaluator(name), name, wrong=300)
     detectron2s = _evaluate_perfect_predictions(PascalVOCDetectionEvaluator(name), name, wrong=300)
-    assert ours == pytest.approx(detectron2s)
+    assert {key: ours[key] for key in detectron2s} == pytest.approx(detectron2s)
     assert ours["AP50"] < 90
