@@ -22,7 +22,6 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -31,6 +30,7 @@ from d2_deform.engine.defaults import ConfigError
 from d2_deform.engine.hooks import OffsetMonitor
 from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.evaluation import ProposalEvaluator, VOCFolderEvaluator
+from d2_deform.modeling.test_time_augmentation import build_tta_model
 from d2_deform.solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -92,15 +92,25 @@ class DeformTrainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluates with Detectron2's test-time augmentation, settings under TEST.AUG.
+        """Evaluates with test-time augmentation, settings under TEST.AUG.
+
+        Pictures come in their own size, whatever INPUT.MIN_SIZE_TEST, so that each scale is
+        resampled once.
 
         Returns:
             As ``test``, with "_TTA" behind every task's name.
+
+        Raises:
+            ValueError: see :func:`~d2_deform.modeling.test_time_augmentation.build_tta_model`.
         """
         logger.info("Running inference with test-time augmentation ...")
+        tta_model = build_tta_model(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0
+        results = cls.test(cfg, tta_model, evaluators)
         return OrderedDict((f"{task}_TTA", result) for task, result in results.items())
 
 
