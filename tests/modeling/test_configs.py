@@ -1,24 +1,39 @@
-"""Every file under ``configs/`` merges, builds, and says what the paper or the release says."""
+"""Every file under ``configs/``: what its name says, what the paper says, and that it builds."""
 
-from pathlib import Path
+import re
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 import d2_deform.modeling  # noqa: F401  registers the parts
-from d2_deform.config import add_deform_config
+from d2_deform import model_zoo
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+NAMES = model_zoo.list_configs()
+
+# README, "Configs": <method>_<backbone>[_dil<d>][_[m]dconv<n>][_dpool][_ms][_vote][_release].yaml
+NAME_RULE = re.compile(
+    r"(?P<method>category_aware_rpn|deeplab|faster_rcnn|mask_rcnn|rfcn|rpn)"
+    r"_(thin_)?(?P<backbone>R_50|R_101|AIR)(?P<fpn>_FPN)?"
+    r"(_dil(?P<dilation>[468]))?"
+    r"(_(?P<modulated>m?)dconv(?P<layers>\d+))?"
+    r"(?P<dpool>_dpool)?(?P<ms>_ms)?(?P<vote>_vote)?(?P<release>_release)?\.yaml"
+)
+RULED = [name for name in NAMES if not name.startswith(("quick_schedules/", "quickstart"))]
+META_ARCHITECTURES = {
+    "category_aware_rpn": "CategoryAwareRPN",
+    "deeplab": "SemanticSegmentor",
+    "faster_rcnn": "GeneralizedRCNN",
+    "mask_rcnn": "GeneralizedRCNN",
+    "rfcn": "RFCN",
+    "rpn": "ProposalNetwork",
+}
 
 
 def load(name: str) -> CfgNode:
-    cfg = get_cfg()
-    add_deform_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.WEIGHTS = ""
     return cfg
 
@@ -30,6 +45,13 @@ def build_without_memory(cfg: CfgNode) -> nn.Module:
 
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def pools_deformably(cfg: CfgNode) -> bool:
+    return {
+        "RFCN": cfg.MODEL.RFCN.DEFORM_POOL,
+        "GeneralizedRCNN": cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "DeformRoIPool",
+    }.get(cfg.MODEL.META_ARCHITECTURE, False)
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
@@ -47,29 +69,110 @@ def differing_keys(one: CfgNode, other: CfgNode) -> set[str]:
     return {key for key in left if left[key] != right[key]}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_builds(name: str) -> None:
+@pytest.mark.parametrize("name", RULED)
+def test_name_says_what_the_file_holds(name: str) -> None:
+    found = NAME_RULE.fullmatch(name.rpartition("/")[2])
+    assert found, f"{name} does not follow the rule"
+    cfg = load(name)
+    model = cfg.MODEL
+    assert model.META_ARCHITECTURE == META_ARCHITECTURES[found["method"]]
+    assert found["method"] != "mask_rcnn" or model.MASK_ON
+    assert ("fpn" in model.BACKBONE.NAME) == bool(found["fpn"])
+    if found["backbone"] == "AIR":
+        assert "aligned_inception_resnet" in model.BACKBONE.NAME
+    else:
+        assert "deform_resnet" in model.BACKBONE.NAME
+        assert model.RESNETS.DEPTH == int(found["backbone"][2:])
+    if found["method"] != "rpn":
+        default = 1 if found["fpn"] else 2
+        assert int(found["dilation"] or default) == model.RESNETS.RES5_DILATION
+    assert int(found["layers"] or 0) == model.DEFORM.NUM_LAYERS
+    assert model.DEFORM.MODULATED == (found["modulated"] == "m")
+    assert pools_deformably(cfg) == bool(found["dpool"])
+    assert cfg.TEST.AUG.ENABLED == bool(found["ms"])
+    assert cfg.TEST.BOX_VOTING.ENABLED == bool(found["vote"])
+
+
+def rows(method: str, *, pooling: bool) -> set[str]:
+    """File names of tables 1 and 3."""
+    changes = ["", "_dconv1", "_dconv2", "_dconv3", "_dconv6", "_dil4", "_dil6", "_dil8"]
+    if pooling:
+        changes += ["_dpool", "_dconv3_dpool"]
+    return {f"{method}_R_101{change}.yaml" for change in changes}
+
+
+@pytest.mark.parametrize(
+    "folder, names",
+    [
+        ("VOC-Segmentation", rows("deeplab", pooling=False)),
+        ("Cityscapes", rows("deeplab", pooling=False)),
+        ("VOC-Ablation", rows("category_aware_rpn", pooling=False)),
+        ("VOC-Ablation", rows("faster_rcnn", pooling=True)),
+        ("VOC-Ablation", rows("rfcn", pooling=True)),
+        (
+            "COCO-Detection",  # table 5
+            {"category_aware_rpn_R_101.yaml", "category_aware_rpn_R_101_dconv3.yaml"}
+            | {
+                f"{method}_{backbone}{change}.yaml"
+                for method in ("faster_rcnn", "rfcn")
+                for backbone in ("R_101", "AIR")
+                for change in ("", "_dconv3_dpool")
+            }
+            | {
+                f"rfcn_AIR{change}{test}.yaml"
+                for change in ("", "_dconv3_dpool")
+                for test in ("_ms", "_ms_vote")
+            },
+        ),
+    ],
+)
+def test_every_row_of_the_papers_tables_is_there(folder: str, names: set[str]) -> None:
+    assert {f"{folder}/{name}" for name in names} <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in RULED if "_release" not in name and not name.startswith("VOC-Folder/")],
+)
+def test_differs_from_its_plain_network_in_what_its_name_says_only(name: str) -> None:
+    folder, _, file = name.rpartition("/")
+    found = NAME_RULE.fullmatch(file)
+    assert found
+    plain = f"{folder}/{found['method']}_{found['backbone']}{found['fpn'] or ''}.yaml"
+    allowed: set[str] = set()
+    if found["layers"]:
+        allowed |= {"MODEL.DEFORM.NUM_LAYERS"}
+    if found["modulated"]:
+        allowed |= {"MODEL.DEFORM.MODULATED", "SOLVER.OFFSET_LR_FACTOR"}
+    if found["dilation"]:
+        allowed |= {"MODEL.RESNETS.RES5_DILATION"}
+    if found["dpool"]:
+        allowed |= {"MODEL.RFCN.DEFORM_POOL", "MODEL.ROI_BOX_HEAD.POOLER_TYPE"}
+        allowed |= {"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO"} if found["fpn"] else set()
+    if found["ms"]:
+        allowed |= {f"TEST.AUG.{key}" for key in ("ENABLED", "MIN_SIZES", "MAX_SIZE", "FLIP")}
+    if found["vote"]:
+        allowed |= {"TEST.BOX_VOTING.ENABLED"}
+    assert differing_keys(load(plain), load(name)) <= allowed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_with_the_offset_layers_asked_for(name: str) -> None:
     cfg = load(name)
     model = build_without_memory(cfg)
     offsets = {key.split("offset")[0] for key in model.state_dict() if "offset" in key}
-    expected = cfg.MODEL.DEFORM.NUM_LAYERS + (2 if cfg.MODEL.RFCN.DEFORM_POOL else 0)
-    assert len(offsets) == expected
-
-
-@pytest.mark.parametrize("data", ["VOC", "COCO"])
-@pytest.mark.parametrize("depth", [50, 101])
-def test_plain_and_deformable_differ_in_nothing_else(data: str, depth: int) -> None:
-    deformable = load(f"{data}-Detection/deform_rfcn_R_{depth}.yaml")
-    plain = load(f"{data}-Detection/rfcn_R_{depth}.yaml")
-    assert differing_keys(plain, deformable) == {
-        "MODEL.DEFORM.NUM_LAYERS",
-        "MODEL.RFCN.DEFORM_POOL",
-    }
+    convolutions = cfg.MODEL.DEFORM.NUM_LAYERS
+    if "aligned_inception" in cfg.MODEL.BACKBONE.NAME:
+        convolutions *= 3  # of each block
+    pools = 0
+    if pools_deformably(cfg):
+        pools = 2 if cfg.MODEL.META_ARCHITECTURE == "RFCN" else len(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    assert len(offsets) == convolutions + pools
 
 
 def test_backbones_for_own_folders_differ_in_nothing_else() -> None:
-    thin = load("VOC-Folder/deform_rfcn_thin_R_50.yaml")
-    full = load("VOC-Folder/deform_rfcn_R_50.yaml")
+    thin = load("VOC-Folder/rfcn_thin_R_50_dconv3_dpool.yaml")
+    full = load("VOC-Folder/rfcn_R_50_dconv3_dpool.yaml")
     assert differing_keys(thin, full) == {
         "MODEL.PIXEL_MEAN",
         "MODEL.RESNETS.RES2_OUT_CHANNELS",
@@ -77,24 +180,60 @@ def test_backbones_for_own_folders_differ_in_nothing_else() -> None:
     }
 
 
-def test_parameters_added_to_rfcn() -> None:
-    """Table 4: 47.1 M -> 49.5 M. One deformable group, 20 classes."""
-    plain = build_without_memory(load("VOC-Detection/rfcn_R_101.yaml"))
-    deformable = build_without_memory(load("VOC-Detection/deform_rfcn_R_101.yaml"))
-    convolutions = 3 * (512 * 3 * 3 + 1) * 18
-    pooling = 2 * 7 * 7 * (21 + 1) * (1024 + 1)
-    assert (convolutions, pooling) == (248_886, 2_209_900)
-    assert count_parameters(deformable) - count_parameters(plain) == convolutions + pooling
-
-    release = build_without_memory(load("VOC-Detection/deform_rfcn_R_101_release.yaml"))
-    assert count_parameters(release) - count_parameters(plain) == 4 * convolutions + pooling
+CONVOLUTIONS = 3 * (512 * 3 * 3 + 1) * 18  # three offset convolutions of res5
 
 
-@pytest.mark.parametrize("data, iterations", [("VOC", 30_000), ("COCO", 240_000)])
-def test_schedule_is_the_papers_at_the_releases_rate(data: str, iterations: int) -> None:
-    solver = load(f"{data}-Detection/deform_rfcn_R_101.yaml").SOLVER
+@pytest.mark.parametrize(
+    "plain, deformable, added",
+    [
+        # 47.1 M -> 49.5 M; an offset for every bin of every class and of the box
+        ("rfcn_R_101", "rfcn_R_101_dconv3_dpool", CONVOLUTIONS + 2 * 7 * 7 * (21 + 1) * (1024 + 1)),
+        # 58.3 M -> 59.9 M; one fully connected layer on 7 x 7 x 256
+        (
+            "faster_rcnn_R_101",
+            "faster_rcnn_R_101_dconv3_dpool",
+            CONVOLUTIONS + (7 * 7 * 256 + 1) * 2 * 7 * 7,
+        ),
+        # 46.0 M -> 46.1 M
+        ("category_aware_rpn_R_101", "category_aware_rpn_R_101_dconv3", CONVOLUTIONS),
+        (
+            "../VOC-Segmentation/deeplab_R_101",
+            "../VOC-Segmentation/deeplab_R_101_dconv3",
+            CONVOLUTIONS,
+        ),
+    ],
+)
+def test_parameters_added(plain: str, deformable: str, added: int) -> None:
+    """Table 4, with the one deformable group that its figures fit."""
+    assert CONVOLUTIONS == 248_886
+    counts = [
+        count_parameters(build_without_memory(load(f"VOC-Ablation/{name}.yaml")))
+        for name in (plain, deformable)
+    ]
+    assert counts[1] - counts[0] == added
+
+
+def test_parameters_added_by_the_releases_four_groups() -> None:
+    one = build_without_memory(load("VOC-Detection/rfcn_R_101_dconv3_dpool.yaml"))
+    four = build_without_memory(load("VOC-Detection/rfcn_R_101_dconv3_dpool_release.yaml"))
+    assert count_parameters(four) - count_parameters(one) == 3 * CONVOLUTIONS
+
+
+@pytest.mark.parametrize(
+    "name, iterations",
+    [
+        ("VOC-Detection/rfcn_R_101_dconv3_dpool.yaml", 30_000),
+        ("VOC-Ablation/faster_rcnn_R_101_dpool.yaml", 30_000),
+        ("VOC-Segmentation/deeplab_R_101_dconv3.yaml", 30_000),
+        ("Cityscapes/deeplab_R_101_dconv3.yaml", 45_000),
+        ("COCO-Detection/category_aware_rpn_R_101.yaml", 240_000),
+        ("COCO-Detection/rfcn_AIR_dconv3_dpool_ms_vote.yaml", 240_000),
+    ],
+)
+def test_schedule_is_the_papers_at_the_releases_rate(name: str, iterations: int) -> None:
+    solver = load(name).SOLVER
     pictures = solver.IMS_PER_BATCH
-    assert pictures == 8
+    assert pictures == solver.REFERENCE_WORLD_SIZE == 8
     assert solver.BASE_LR == pytest.approx(5e-4 * pictures)
     assert solver.WEIGHT_DECAY == pytest.approx(5e-4 / pictures)
     assert solver.MAX_ITER == iterations
