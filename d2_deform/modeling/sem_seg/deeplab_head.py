@@ -28,9 +28,9 @@ class DeepLabHead(nn.Module):
     factor, about 1/2 at the edge: the classes are the same there, the loss is not. Here the
     outermost cells go on.
 
-    A ResNet's cell j looks around pixel s * j, half a stride before the place where its score is
-    put (the release's: 2 pixels nearer); the learnt weights make up for it, as they do in the
-    release. An Aligned-Inception-ResNet's cells look where their scores are put.
+    The backbones' cell j has its receptive field centred on pixel s * j, half a stride before the
+    place where its score is put. The learnt weights make up for it, as in the release, whose
+    pooling without padding moves the centre to 2 pixels nearer.
     """
 
     @configurable
