@@ -493,6 +493,8 @@ def test_config_keys_arrive(cfg: CfgNode) -> None:
             *("MODEL.RPN.BOUNDARY_THRESH", 7, "MODEL.RPN.SMOOTH_L1_BETA", 0.2),
             *("MODEL.RPN.LOSS_WEIGHT", 2.0, "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", 3.0),
             *("MODEL.RPN.PRE_NMS_TOPK_TEST", 13, "VIS_PERIOD", 17),
+            *("MODEL.RPN.BBOX_REG_WEIGHTS", (1.0, 2.0, 3.0, 4.0)),
+            *("MODEL.RPN.IOU_THRESHOLDS", [0.2, 0.6]),
             *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.01, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.4),
             *("TEST.DETECTIONS_PER_IMAGE", 19),
         ]
@@ -504,6 +506,9 @@ def test_config_keys_arrive(cfg: CfgNode) -> None:
     assert (model.anchor_boundary_thresh, model.smooth_l1_beta) == (7, 0.2)
     assert model.loss_weight == {"loss_cls": 2.0, "loss_box_reg": 6.0}
     assert (model.pre_nms_topk, model.vis_period) == (13, 17)
+    assert model.box2box_transform.weights == (1.0, 2.0, 3.0, 4.0)
+    matcher = model.anchor_matcher
+    assert matcher.thresholds[1:-1] == [0.2, 0.6] and matcher.allow_low_quality_matches
     selector = model.box_selector
     assert (selector.score_thresh, selector.nms_thresh, selector.topk_per_image) == (0.01, 0.4, 19)
     assert model.head.cls_logits.weight.shape == (2 * 3 * (NUM_CLASSES + 1), 16, 1, 1)
