@@ -285,6 +285,28 @@ def test_without_its_own_parts_it_is_standard_roi_heads(maps: list, on_pred_boxe
     assert len(results[0][1]["scores"]) > 0
 
 
+def test_config_reaches_the_parts() -> None:
+    heads = make_heads(
+        make_cfg(
+            *("MODEL.DEFORM_ROI_HEADS.GAMMA", 0.3, "MODEL.DEFORM_ROI_HEADS.ALIGNED", False),
+            *("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.3, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.001),
+            *("TEST.DETECTIONS_PER_IMAGE", 300, "TEST.SOFT_NMS.ENABLED", True),
+            *("MODEL.OHEM.ENABLED", True, "MODEL.OHEM.BATCH_SIZE_PER_IMAGE", 64),
+        )
+    )
+    (pool,) = heads.box_pooler.level_poolers
+    assert pool.output_size == (3, 3) and pool.spatial_scale == 1 / 16
+    assert (pool.sampling_ratio, pool.gamma, pool.aligned) == (2, 0.3, False)
+    selector = heads.box_predictor.box_selector
+    assert (selector.score_thresh, selector.nms_thresh, selector.topk_per_image) == (
+        0.001,
+        0.3,
+        300,
+    )
+    assert selector.soft_nms is not None and selector.box_voting is None
+    assert heads.ohem.batch_size_per_image == 64
+
+
 def test_rigid_pooling_types_build() -> None:
     for name in ("ROIPool", "ROIAlignV2", "ROIAlign"):
         cfg = make_cfg("MODEL.ROI_BOX_HEAD.POOLER_TYPE", name)
