@@ -402,14 +402,11 @@ class CategoryAwareRPN(DenseDetector):
         Returns:
             The detections of every image, best first, in its pixels.
         """
-        candidates = self.find_candidates(images, features, predictions)
-        # The selector wants a score for every class: a candidate has one, and 0 for the others.
-        scores = [
-            F.one_hot(found.pred_classes, self.num_classes + 1) * found.scores[:, None]
-            for found in candidates
-        ]
-        boxes = [found.pred_boxes.tensor for found in candidates]
-        results, _ = self.box_selector(boxes, scores, images.image_sizes)
+        results = []
+        for candidates in self.find_candidates(images, features, predictions):
+            candidates.pred_boxes.clip(candidates.image_size)
+            detections, _ = self.box_selector.select(candidates)
+            results.append(detections)
         return results
 
     def find_candidates(
