@@ -4,6 +4,7 @@ import pytest
 
 from d2_deform.data.deformed_digits import DeformedDigitsSettings, write_deformed_digits
 from d2_deform.engine import ConfigError, DeformTrainer, load_config
+from d2_deform.modeling.test_time_augmentation import RCNNWithTTA
 
 QUICKSTART = "configs/quickstart.yaml"
 
@@ -78,3 +79,22 @@ def test_a_run_of_other_processes_is_not_resumed(cfg):
     trainer = DeformTrainer(cfg)
     with pytest.raises(ConfigError, match=r"had 8 process\(es\), this one has 1, .* resume with 8"):
         trainer.load_state_dict({**state, "reference_world_size": 8})
+
+
+def test_test_time_augmentation_gets_pictures_in_their_own_size(cfg):
+    cfg.DATASETS.TEST = ("voc_folder_train",)
+    cfg.INPUT.MIN_SIZE_TEST = 96
+    seen = []
+
+    class Recorder(DeformTrainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            seen.append((cfg, model, evaluators))
+            return {"bbox": {"AP": 1.0}}
+
+    results = Recorder.test_with_TTA(cfg, Recorder.build_model(cfg))
+    assert results == {"bbox_TTA": {"AP": 1.0}} and cfg.INPUT.MIN_SIZE_TEST == 96
+    ((its_cfg, model, evaluators),) = seen
+    assert type(model) is RCNNWithTTA and len(evaluators) == 1
+    (picture,) = next(iter(DeformTrainer.build_test_loader(its_cfg, "voc_folder_train")))
+    assert picture["image"].shape == (3, 64, 64)
