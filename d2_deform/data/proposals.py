@@ -8,7 +8,6 @@ array[N]) and ``bbox_mode``. Ours have one more key, ``settings``: what they wer
 
 import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +28,8 @@ def write_proposals(
     """Writes a file of proposals, whole or not at all.
 
     Args:
-        path: the file; its folder is made. An older file is replaced.
+        path: the file; its folder is made. An older file is replaced once the new one is complete;
+            until then the new one is ``path`` + ".tmp".
         proposals: by image id, with ``proposal_boxes`` in pixels of the original image and
             ``objectness_logits``, on CPU.
         settings: what they were made with, for :func:`read_settings`.
@@ -42,17 +42,11 @@ def write_proposals(
         "bbox_mode": BoxMode.XYXY_ABS.value,
         "settings": settings,
     }
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)
-        os.chmod(unfinished, 0o644)  # a temporary file is its owner's alone
-        os.replace(unfinished, path)
-    except BaseException:
-        os.remove(unfinished)
-        raise
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    unfinished = path + ".tmp"
+    with open(unfinished, "wb") as file:
+        pickle.dump(content, file, protocol=pickle.HIGHEST_PROTOCOL)
+    os.replace(unfinished, path)
 
 
 def read_settings(path: str) -> dict[str, Any] | None:

@@ -106,10 +106,10 @@ def test_they_follow_a_picture_that_is_resized_and_flipped(flip, dataset, path):
 
 def test_a_file_is_written_whole_or_not_at_all(path, monkeypatch):
     write_proposals(path, {"a": instances([BOX], [1.0])}, {"MODEL.RPN.X": 1})
-    monkeypatch.setattr(pickle, "dump", lambda *_, **__: 1 / 0)
+    assert os.listdir(os.path.dirname(path)) == ["proposals.pkl"]
+    monkeypatch.setattr(pickle, "dump", lambda _, file, **__: file.write(b"half") / 0)
     with pytest.raises(ZeroDivisionError):
         write_proposals(path, {}, {})
-    assert os.listdir(os.path.dirname(path)) == ["proposals.pkl"]
     assert read_settings(path) == {"MODEL.RPN.X": 1}
 
 
