@@ -118,6 +118,9 @@ def add_deform_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ROI_OFFSET_LR_FACTOR = None
     # Learning-rate factor of R-FCN's new 1x1 convolution; 3 in the official release
     cfg.SOLVER.NEW_CONV_LR_FACTOR = 1.0
+    # Where SOLVER.REFERENCE_WORLD_SIZE makes the batch k times larger: True divides WEIGHT_DECAY by
+    # k too, as it follows from the official release's summed gradients (d2_deform/engine/scaling.py).
+    cfg.SOLVER.SCALE_WEIGHT_DECAY = False
 
     # ------------------------------------------------------------------------ #
     # Data: a folder of one's own in PASCAL VOC's layout

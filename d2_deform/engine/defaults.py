@@ -11,18 +11,33 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.modeling import build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from d2_deform.config import add_deform_config
+from d2_deform.data.proposals import check_proposal_files
 from d2_deform.data.voc_folder import CONFIG_PREFIX, register_voc_folder_from_config
+from d2_deform.modeling import backbone
 from d2_deform.ops import built_devices
 from d2_deform.solver import LearningRateFactors
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["ConfigError", "load_config", "setup"]
+
+DETECTORS = ("RFCN", "GeneralizedRCNN", "CategoryAwareRPN")  # classes: MODEL.ROI_HEADS.NUM_CLASSES
+POSITIVE_KEYS = {
+    "RFCN": (
+        "ROI_BOX_HEAD.POOLER_RESOLUTION",
+        "ROI_HEADS.NUM_CLASSES",
+        "RFCN.CONV_DIM",
+        "RFCN.SAMPLING_RATIO",
+    ),
+    "GeneralizedRCNN": ("ROI_BOX_HEAD.POOLER_RESOLUTION", "ROI_HEADS.NUM_CLASSES"),
+    "CategoryAwareRPN": ("ROI_HEADS.NUM_CLASSES", "CATEGORY_AWARE_RPN.CONV_DIM"),
+    "SemanticSegmentor": ("SEM_SEG_HEAD.NUM_CLASSES", "SEM_SEG_HEAD.CONVS_DIM"),
+}
 
 
 class ConfigError(ValueError):
@@ -46,11 +61,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_deform")
     _choose_device(cfg, use_gpu=args.num_gpus > 0)
     _prepare_data(cfg)
+    _check_proposal_files(cfg, train=not args.eval_only)
     _check_model(cfg)
     if not (cfg.DATASETS.TRAIN or args.eval_only):
         raise ConfigError("DATASETS.TRAIN is empty, so there is nothing to train on.")
     if not args.resume:
         _check_weights(cfg)
+        if not args.eval_only:
+            _warn_of_random_frozen_layers(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -89,6 +107,7 @@ def load_config(
         _prepare_data(cfg)
     else:
         _take_classes_if_there(cfg)
+        _check_makes_its_proposals(cfg)
     _check_model(cfg)
     _check_weights(cfg)
     return cfg
@@ -236,12 +255,17 @@ def _check_is_on_disk(name: str) -> None:
 
 
 def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
-    class_names = MetadataCatalog.get(name).get("thing_classes")
-    given = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    has_roi_heads = cfg.MODEL.META_ARCHITECTURE in ("RFCN", "GeneralizedRCNN")
-    if has_roi_heads and class_names is not None and len(class_names) != given:
+    metadata = MetadataCatalog.get(name)
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        section, class_names = "SEM_SEG_HEAD", metadata.get("stuff_classes")
+    elif cfg.MODEL.META_ARCHITECTURE in DETECTORS:
+        section, class_names = "ROI_HEADS", metadata.get("thing_classes")
+    else:
+        return
+    given = cfg.MODEL[section].NUM_CLASSES
+    if class_names is not None and len(class_names) != given:
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {given}, but {name} has {len(class_names)} classes; "
+            f"MODEL.{section}.NUM_CLASSES is {given}, but {name} has {len(class_names)} classes; "
             f"set it to {len(class_names)}."
         )
 
@@ -251,31 +275,65 @@ def _check_model(cfg: CfgNode) -> None:
     model = cfg.MODEL
     try:
         LearningRateFactors.from_config(cfg)
-        if model.BACKBONE.NAME != "build_deform_resnet_backbone":
+        if model.BACKBONE.NAME not in backbone.__all__:
             return
         with torch.device("meta"):  # takes no memory
             features = list(build_backbone(cfg).output_shape())
+        _check_features(cfg, features)
+        for key in POSITIVE_KEYS.get(model.META_ARCHITECTURE, ()):
+            section, _, name = key.partition(".")
+            if model[section][name] < 1:
+                raise ConfigError(f"MODEL.{key} is {model[section][name]}; expected 1 or more.")
+        with torch.device("meta"):
+            META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)(cfg)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if model.META_ARCHITECTURE != "RFCN":
-        return
-    for key, names in (
-        ("RPN.IN_FEATURES", model.RPN.IN_FEATURES),
-        ("ROI_HEADS.IN_FEATURES", model.ROI_HEADS.IN_FEATURES),
-    ):
-        if not set(names) <= set(features):
+
+
+def _check_features(cfg: CfgNode, given: Sequence[str]) -> None:
+    """Checks that the backbone gives the maps that the rest of the network reads."""
+    model = cfg.MODEL
+    used = {"SEM_SEG_HEAD": model.META_ARCHITECTURE == "SemanticSegmentor"}
+    used["ROI_HEADS"] = model.META_ARCHITECTURE in ("RFCN", "GeneralizedRCNN")
+    used["RPN"] = not used["SEM_SEG_HEAD"] and model.PROPOSAL_GENERATOR.NAME == "RPN"
+    for section, is_used in used.items():
+        names = model[section].IN_FEATURES
+        if is_used and not set(names) <= set(given):
             raise ConfigError(
-                f"MODEL.{key} is {list(names)}, but the backbone gives {features} "
-                "(MODEL.RESNETS.OUT_FEATURES)."
+                f"MODEL.{section}.IN_FEATURES is {list(names)}, but the backbone gives "
+                f"{list(given)} (MODEL.RESNETS.OUT_FEATURES)."
             )
-    for key, value in (
-        ("ROI_BOX_HEAD.POOLER_RESOLUTION", model.ROI_BOX_HEAD.POOLER_RESOLUTION),
-        ("ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES),
-        ("RFCN.CONV_DIM", model.RFCN.CONV_DIM),
-        ("RFCN.SAMPLING_RATIO", model.RFCN.SAMPLING_RATIO),
-    ):
-        if value < 1:
-            raise ConfigError(f"MODEL.{key} is {value}; expected 1 or more.")
+
+
+def _check_proposal_files(cfg: CfgNode, train: bool) -> None:
+    try:
+        check_proposal_files(cfg, train=train)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_makes_its_proposals(cfg: CfgNode) -> None:
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        raise ConfigError(
+            'MODEL.PROPOSAL_GENERATOR.NAME is "PrecomputedProposals": this network needs proposals '
+            "made beforehand and cannot predict on new pictures; evaluate it by tools/train_net.py "
+            "--eval-only."
+        )
+
+
+def _warn_of_random_frozen_layers(cfg: CfgNode) -> None:
+    if cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.NAME not in backbone.__all__:
+        return
+    if cfg.MODEL.BACKBONE.FREEZE_AT > 0 or cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        logger.warning(
+            "MODEL.WEIGHTS is empty, so the backbone starts at random, but parts of it are frozen "
+            "(MODEL.BACKBONE.FREEZE_AT %d, MODEL.RESNETS.NORM %s). Name ImageNet weights, or train "
+            'from scratch with FREEZE_AT 0 and NORM "BN".',
+            cfg.MODEL.BACKBONE.FREEZE_AT,
+            cfg.MODEL.RESNETS.NORM,
+        )
 
 
 def _check_weights(cfg: CfgNode) -> None:

@@ -1,6 +1,7 @@
 """load_config: what it fills in, and what it says of configs that cannot be used."""
 
 import argparse
+import os
 import shutil
 
 import pytest
@@ -197,3 +198,67 @@ def test_weights_of_the_model_zoo_need_no_file():
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"nowhere.yaml: there is no such file"):
         load_config("nowhere.yaml")
+
+
+CONFIGS = os.path.join(os.path.dirname(defaults.__file__), "..", "configs")
+
+
+@pytest.mark.parametrize(
+    "config, options, says",
+    [
+        (
+            "VOC-Segmentation/deeplab_R_101.yaml",
+            ["DATASETS.TRAIN", "('deformed_digits_sem_seg_train',)"],
+            r"SEM_SEG_HEAD.NUM_CLASSES is 21, but deformed_digits_sem_seg_train has 11",
+        ),
+        (
+            "VOC-Ablation/category_aware_rpn_R_101.yaml",
+            ["DATASETS.TRAIN", "('deformed_digits_train',)"],
+            r"ROI_HEADS.NUM_CLASSES is 20, but deformed_digits_train has 10",
+        ),
+        ("COCO-Detection/rfcn_AIR.yaml", ["MODEL.DEFORM.NUM_LAYERS", "34"], r"34 given.*0 to 33"),
+        (
+            "VOC-Ablation/rpn_R_101.yaml",
+            ["MODEL.RPN.IN_FEATURES", "['res5']"],
+            r"RPN.IN_FEATURES is \['res5'\], but the backbone gives \['res4'\]",
+        ),
+        (
+            "COCO-Detection/faster_rcnn_R_101_dconv3_dpool.yaml",
+            ["MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "0"],
+            r"sampling_ratio: 0 given.*POOLER_SAMPLING_RATIO",
+        ),
+        (
+            "VOC-Segmentation/deeplab_R_101.yaml",
+            ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "0"],
+            r"SEM_SEG_HEAD.CONVS_DIM is 0; expected 1 or more",
+        ),
+    ],
+)
+def test_every_networks_values_are_checked(config, options, says):
+    data = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "MODEL.WEIGHTS", ""]
+    with pytest.raises(ConfigError, match=says):
+        load_config(os.path.join(CONFIGS, config), data + options)
+
+
+def test_a_network_on_fixed_proposals_does_not_predict_on_new_pictures():
+    config = os.path.join(CONFIGS, "VOC-Ablation/rfcn_R_101.yaml")
+    with pytest.raises(ConfigError, match="cannot predict on new pictures"):
+        load_config(config, ["MODEL.WEIGHTS", ""], with_data=False)
+
+
+@pytest.mark.parametrize("freeze_at, norm, warns", [(2, "BN", 1), (0, "FrozenBN", 1), (0, "BN", 0)])
+def test_random_frozen_layers_are_warned_of(voc_folder, tmp_path, caplog, freeze_at, norm, warns):
+    args = argparse.Namespace(
+        config_file=os.path.join(CONFIGS, "VOC-Folder/rfcn_thin_R_50_dconv3_dpool.yaml"),
+        opts=[
+            *("DATASETS.VOC_FOLDER.ROOT", str(voc_folder), "DATASETS.TRAIN", "('voc_folder_val',)"),
+            *("DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)),
+            *("MODEL.BACKBONE.FREEZE_AT", str(freeze_at), "MODEL.RESNETS.NORM", norm),
+        ],
+        num_gpus=0,
+        eval_only=False,
+        resume=False,
+    )
+    with caplog.at_level("WARNING", logger="d2_deform.engine.defaults"):
+        setup(args)
+    assert len([r for r in caplog.records if "starts at random" in r.getMessage()]) == warns
