@@ -18,13 +18,18 @@ def add_deform_config(cfg: CfgNode) -> None:
         cfg: changed in place. Detectron2's global default is not.
     """
     # ------------------------------------------------------------------------ #
-    # Backbone "build_deform_resnet_backbone"; it reads MODEL.RESNETS as well
+    # Backbones "build_deform_resnet_backbone", "build_aligned_inception_resnet_backbone" and both
+    # with "_fpn_backbone"; they read MODEL.RESNETS as well
     # ------------------------------------------------------------------------ #
     cfg.MODEL.DEFORM = CfgNode()
     # The last N 3x3 convolutions of the backbone are deformable, counted from its end across
     # stages: 3 is all of res5 in ResNet-50 to 152 (the paper's default), 6 reaches into res4,
-    # 0 is the plain network. A block of ResNet-18/34 has two of them, others have one.
+    # 0 is the plain network. A block of ResNet-18/34 has two of them, others have one. In
+    # Aligned-Inception-ResNet the last N blocks are, each with its three.
     cfg.MODEL.DEFORM.NUM_LAYERS = 3
+    # ResNet: the last so many of each stage instead, from res2 to the last one built; [0, 1, 1, 3]
+    # is the official release's FPN. []: NUM_LAYERS counts.
+    cfg.MODEL.DEFORM.NUM_LAYERS_PER_STAGE = []
     # True: every tap also has a learnt factor (DCNv2); it starts at 0.5.
     cfg.MODEL.DEFORM.MODULATED = False
     # Groups of channels, each with offsets of its own. The paper's figures fit 1; the authors'
@@ -118,8 +123,8 @@ def add_deform_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ROI_OFFSET_LR_FACTOR = None
     # Learning-rate factor of R-FCN's new 1x1 convolution; 3 in the official release
     cfg.SOLVER.NEW_CONV_LR_FACTOR = 1.0
-    # Where SOLVER.REFERENCE_WORLD_SIZE makes the batch k times larger: True divides WEIGHT_DECAY by
-    # k too, as it follows from the official release's summed gradients (d2_deform/engine/scaling.py).
+    # Where SOLVER.REFERENCE_WORLD_SIZE makes the batch k times larger: True divides WEIGHT_DECAY
+    # by k too, the rule of the official release's summed gradients (d2_deform/engine/scaling.py).
     cfg.SOLVER.SCALE_WEIGHT_DECAY = False
 
     # ------------------------------------------------------------------------ #

@@ -8,6 +8,7 @@ from d2_deform import add_deform_config
 
 DEFAULTS = {
     "MODEL.DEFORM.NUM_LAYERS": 3,
+    "MODEL.DEFORM.NUM_LAYERS_PER_STAGE": [],
     "MODEL.DEFORM.MODULATED": False,
     "MODEL.DEFORM.NUM_GROUPS": 1,
     "MODEL.RESNETS.RES4_DILATION": 1,

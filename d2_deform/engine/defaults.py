@@ -246,12 +246,18 @@ def _check_is_on_disk(name: str) -> None:
     """Detectron2 looks for its own data sets (COCO, PASCAL VOC, ...) below one folder."""
     root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     metadata = MetadataCatalog.get(name)
-    path = metadata.get("json_file") or metadata.get("dirname") or ""
-    if path.startswith(os.path.join(root, "")) and not os.path.exists(path):
-        raise ConfigError(
-            f"DATASETS: {name} should be in {path}, which is missing; set the environment variable "
-            f"DETECTRON2_DATASETS to the folder with your data sets (now: {root})."
-        )
+    for key in ("json_file", "dirname", "image_dir", "gt_dir"):
+        path = metadata.get(key) or ""
+        if path.startswith(os.path.join(root, "")) and not os.path.exists(path):
+            raise ConfigError(
+                f"DATASETS: {name} should be in {path}, which is missing; set the environment "
+                f"variable DETECTRON2_DATASETS to the folder with your data sets (now: {root})."
+            )
+    if name.startswith("voc_2012_sem_seg_"):
+        try:
+            DatasetCatalog.get(name)  # says which list, picture or label map is missing
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"DATASETS: {name}: {error}") from error
 
 
 def _check_number_of_classes(cfg: CfgNode, name: str) -> None:

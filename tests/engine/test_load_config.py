@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -198,6 +201,27 @@ def test_weights_of_the_model_zoo_need_no_file():
 def test_missing_file():
     with pytest.raises(ConfigError, match=r"nowhere.yaml: there is no such file"):
         load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "name, made, says",
+    [
+        ("voc_2012_sem_seg_train_aug", "VOC2012", r"trainaug.txt is missing.*prepare_voc_aug.py"),
+        ("cityscapes_fine_sem_seg_val", "", r"should be in .*leftImg8bit.*DETECTRON2_DATASETS"),
+    ],
+)
+def test_missing_files_of_segmentation_are_told(tmp_path, name, made, says):
+    (tmp_path / made).mkdir(exist_ok=True)
+    code = (
+        "import detectron2.data, d2_deform.engine as e\n"
+        f"try: e.load_config(opts=['DATASETS.TEST', '({name!r},)'])\n"
+        "except e.ConfigError as error: print(error)"
+    )
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert re.search(says, run.stdout)
 
 
 CONFIGS = os.path.join(os.path.dirname(defaults.__file__), "..", "configs")

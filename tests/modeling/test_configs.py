@@ -47,6 +47,10 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_deformable(cfg: CfgNode) -> int:
+    return sum(cfg.MODEL.DEFORM.NUM_LAYERS_PER_STAGE) or cfg.MODEL.DEFORM.NUM_LAYERS
+
+
 def pools_deformably(cfg: CfgNode) -> bool:
     return {
         "RFCN": cfg.MODEL.RFCN.DEFORM_POOL,
@@ -86,7 +90,7 @@ def test_name_says_what_the_file_holds(name: str) -> None:
     if found["method"] != "rpn":
         default = 1 if found["fpn"] else 2
         assert int(found["dilation"] or default) == model.RESNETS.RES5_DILATION
-    assert int(found["layers"] or 0) == model.DEFORM.NUM_LAYERS
+    assert int(found["layers"] or 0) == count_deformable(cfg)
     assert model.DEFORM.MODULATED == (found["modulated"] == "m")
     assert pools_deformably(cfg) == bool(found["dpool"])
     assert cfg.TEST.AUG.ENABLED == bool(found["ms"])
@@ -161,7 +165,7 @@ def test_builds_with_the_offset_layers_asked_for(name: str) -> None:
     cfg = load(name)
     model = build_without_memory(cfg)
     offsets = {key.split("offset")[0] for key in model.state_dict() if "offset" in key}
-    convolutions = cfg.MODEL.DEFORM.NUM_LAYERS
+    convolutions = count_deformable(cfg)
     if "aligned_inception" in cfg.MODEL.BACKBONE.NAME:
         convolutions *= 3  # of each block
     pools = 0

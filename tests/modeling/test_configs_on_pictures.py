@@ -104,8 +104,8 @@ def test_learns_and_predicts(name: str, record: dict[str, Any], record_property:
     assert all(torch.isfinite(loss) for loss in losses.values()), losses
     for key, parameter in parameters.items():
         assert parameter.isfinite().all(), key
-    # Biases do not decay: they change where something is learnt. On a pyramid, RoIs this small lie on
-    # the first level alone.
+    # Biases do not decay: they change where something is learnt. On a pyramid, RoIs this small lie
+    # on the first level alone.
     for key in parameters:
         if key.endswith("bias") and "offset" in key and not re.search("level_poolers.[1-3]", key):
             assert not torch.equal(parameters[key], before[key]), key

@@ -99,6 +99,17 @@ def test_all_convolutions_may_be_deformable(depth, count):
         build_deform_resnet(depth, count + 1)
 
 
+def test_counts_from_the_end_of_each_stage():
+    names = deformable_names(build_deform_resnet(50, (0, 1, 2, 3)))
+    stages = ["res3.3", "res4.4", "res4.5", "res5.0", "res5.1", "res5.2"]
+    assert names == [f"{block}.conv2" for block in stages]
+    assert deformable_names(build_deform_resnet(18, (0, 0, 1), out_features=["res4"])) == [
+        "res4.1.conv2"
+    ]
+    with pytest.raises(ValueError, match=r"NUM_LAYERS_PER_STAGE\): \[5, 0\] given.*res2, res3, at"):
+        build_deform_resnet(50, (5, 0), out_features=["res3"])
+
+
 def test_counts_from_the_end_of_what_is_built():
     backbone = build_deform_resnet(50, 2, out_features=["res4"], **THIN)
     assert deformable_names(backbone) == ["res4.4.conv2", "res4.5.conv2"]

@@ -273,6 +273,13 @@ def build_aligned_inception_resnet_backbone(
         ValueError: a key is out of its range, or MODEL.RESNETS.DEFORM_ON_PER_STAGE is used.
     """
     check_deform_on_per_stage(cfg)
+    per_stage = cfg.MODEL.DEFORM.NUM_LAYERS_PER_STAGE
+    check(
+        "MODEL.DEFORM.NUM_LAYERS_PER_STAGE",
+        per_stage,
+        not per_stage,
+        "[] in this backbone, where MODEL.DEFORM.NUM_LAYERS counts blocks from the end",
+    )
     resnets = cfg.MODEL.RESNETS
     return AlignedInceptionResNet(
         cfg.MODEL.DEFORM.NUM_LAYERS,

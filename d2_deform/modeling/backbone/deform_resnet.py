@@ -173,7 +173,7 @@ class DeformBasicBlock(DilatedBasicBlock):
 
 def build_deform_resnet(
     depth: int,
-    num_deform_layers: int = 3,
+    num_deform_layers: int | Sequence[int] = 3,
     *,
     deform_modulated: bool = False,
     deform_num_groups: int = 1,
@@ -199,7 +199,9 @@ def build_deform_resnet(
     Args:
         depth: 18, 34, 50, 101 or 152.
         num_deform_layers: how many 3x3 convolutions are deformable, counted from the end of the
-            network built, across stages. Below depth 50 a block has two, else one.
+            network built, across stages. Below depth 50 a block has two, else one. A sequence
+            counts each stage from its own end, res2 first: (0, 1, 1, 3) is the official release's
+            FPN.
         deform_modulated: every tap also has a learnt factor (DCNv2).
         deform_num_groups: groups of channels with offsets of their own.
         res4_dilation, res5_dilation: of every 3x3 convolution of the stage, 1 or more. Above 1 the
@@ -235,15 +237,7 @@ def build_deform_resnet(
 
     num_blocks = NUM_BLOCKS[depth][: count_stages(out_features)]
     convs_per_block = 2 if basic else 1
-    num_convs = convs_per_block * sum(num_blocks)
-    check(
-        "num_deform_layers (MODEL.DEFORM.NUM_LAYERS)",
-        num_deform_layers,
-        0 <= num_deform_layers <= num_convs,
-        f"0 to {num_convs}, the number of 3x3 convolutions of ResNet-{depth} up to its last "
-        "output feature",
-    )
-    num_deform_per_block = spread_from_end(num_deform_layers, num_blocks, convs_per_block)
+    num_deform_per_block = _spread_deformable(depth, num_deform_layers, num_blocks, convs_per_block)
 
     stem = BasicStem(in_channels=in_channels, out_channels=stem_out_channels, norm=norm)
     width = num_groups * width_per_group
@@ -312,7 +306,7 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         )
     return build_deform_resnet(
         depth=resnets.DEPTH,
-        num_deform_layers=cfg.MODEL.DEFORM.NUM_LAYERS,
+        num_deform_layers=cfg.MODEL.DEFORM.NUM_LAYERS_PER_STAGE or cfg.MODEL.DEFORM.NUM_LAYERS,
         deform_modulated=cfg.MODEL.DEFORM.MODULATED,
         deform_num_groups=cfg.MODEL.DEFORM.NUM_GROUPS,
         res4_dilation=resnets.RES4_DILATION,
@@ -327,6 +321,33 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
+
+
+def _spread_deformable(
+    depth: int, count: int | Sequence[int], num_blocks: Sequence[int], convs_per_block: int
+) -> list[list[int]]:
+    """How many convolutions of each block are deformable, stage by stage."""
+    if isinstance(count, int):
+        num_convs = convs_per_block * sum(num_blocks)
+        check(
+            "num_deform_layers (MODEL.DEFORM.NUM_LAYERS)",
+            count,
+            0 <= count <= num_convs,
+            f"0 to {num_convs}, the number of 3x3 convolutions of ResNet-{depth} up to its last "
+            "output feature",
+        )
+        return spread_from_end(count, num_blocks, convs_per_block)
+    most = [convs_per_block * blocks for blocks in num_blocks]
+    check(
+        "num_deform_layers (MODEL.DEFORM.NUM_LAYERS_PER_STAGE)",
+        list(count),
+        len(count) == len(most) and all(0 <= n <= m for n, m in zip(count, most, strict=True)),
+        f"a number for each of {', '.join(STAGES[: len(most)])}, at most {most}",
+    )
+    return [
+        spread_from_end(n, [blocks], convs_per_block)[0]
+        for n, blocks in zip(count, num_blocks, strict=True)
+    ]
 
 
 def _make_block(
