@@ -214,7 +214,7 @@ def test_missing_files_of_segmentation_are_told(tmp_path, name, made, says):
     (tmp_path / made).mkdir(exist_ok=True)
     code = (
         "import detectron2.data, d2_deform.engine as e\n"
-        f"try: e.load_config(opts=['DATASETS.TEST', '({name!r},)'])\n"
+        f"try: e.load_config(opts=['DATASETS.TEST', str(({name!r},))])\n"
         "except e.ConfigError as error: print(error)"
     )
     environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
