@@ -24,10 +24,12 @@ except ModuleNotFoundError as error:
 
     _NEEDS_DETECTRON2 = {
         "add_deform_config",
+        "analysis",
         "config",
         "data",
         "engine",
         "evaluation",
+        "model_zoo",
         "modeling",
         "solver",
         "visualization",

@@ -95,7 +95,7 @@ def test_sdist_holds_nothing_built(sdist_tree):
 @pytest.mark.slow
 def test_wheel_has_library_configs_and_every_module(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"d2_deform/{name}" for name in names_below("configs", "*.yaml")}
+    wanted = {f"d2_deform/{name}" for name in names_below("configs", "*.yaml", "*.py")}
     wanted |= {path for path in names_below("d2_deform", "*.py") if "/configs/" not in path}
     wanted.add("d2_deform/_C.abi3.so")
     assert wanted - held == set()
