@@ -103,7 +103,9 @@ def test_voting_leaves_scores_and_classes_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"soft_nms": SoftNMS()}, {"box_voting": BoxVoting()}], ids=str
+    "options",
+    [{}, {"soft_nms": SoftNMS()}, {"box_voting": BoxVoting()}],
+    ids=["plain", "soft-NMS", "voting"],
 )
 @pytest.mark.parametrize("count", [0, 4])
 def test_no_detections(options: dict, count: int) -> None:
