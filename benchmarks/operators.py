@@ -32,6 +32,7 @@ CONVOLUTIONS = {
     "quick start, res5": (8, 128, 24, 24, 1, 4),
 }
 POSITIONS, CLASSES = 7, (21, 81)
+MAP_HEIGHT, MAP_WIDTH, STRIDE = 38, 63, 16
 
 
 def medians(calls: dict[str, Call], repeat: int) -> dict[str, float]:
@@ -82,29 +83,39 @@ def convolution_row(name: str, repeat: int) -> str:
 
 
 def pooling_rows(repeat: int) -> list[str]:
-    corners = 500 * torch.rand(300, 2)
-    rois = torch.cat([torch.zeros(300, 1), corners, corners + 20 + 400 * torch.rand(300, 2)], dim=1)
-    scale, bins = 1 / 16, POSITIONS
+    # Inside the picture: ours skips samples outside the map, which would flatter it
+    corners = torch.rand(300, 2) * torch.tensor([MAP_WIDTH, MAP_HEIGHT]) * STRIDE / 2
+    sizes = 20 + torch.rand(300, 2) * (torch.tensor([MAP_WIDTH, MAP_HEIGHT]) * STRIDE / 2 - 20)
+    rois = torch.cat([torch.zeros(300, 1), corners, corners + sizes], dim=1)
+    scale, bins = 1 / STRIDE, POSITIONS
     rows = []
-    x = torch.randn(1, 256, 38, 63, requires_grad=True)
-    offset = torch.randn(300, 2, bins, bins, requires_grad=True)
-    calls = {
-        "ours": lambda: deform_roi_pool(x, rois, offset, bins, scale),
-        "torchvision": lambda: torchvision.ops.roi_align(x, rois, bins, scale, 4, True),
-    }
-    row = with_backward(calls, [x, offset], repeat)
-    rows.append(f"| RoI pooling, 256 channels (torchvision: `roi_align`) | {row} | |")
-    for classes in CLASSES:
-        maps = torch.randn(1, classes * bins**2, 38, 63, requires_grad=True)
-        moves = torch.randn(300, 2 * classes, bins, bins, requires_grad=True)
-        calls = {
-            "ours": partial(deform_ps_roi_pool, maps, rois, moves, bins, bins, scale),
-            "torchvision": partial(torchvision.ops.ps_roi_align, maps, rois, bins, scale, 4),
+    for layout in (torch.contiguous_format, torch.channels_last):
+        suffix = ", channels-last" if layout == torch.channels_last else ""
+        x = torch.randn(1, 256, MAP_HEIGHT, MAP_WIDTH).to(memory_format=layout).requires_grad_()
+        offset = torch.randn(300, 2, bins, bins, requires_grad=True)
+        calls: dict[str, Callable[[], Tensor]] = {
+            "ours": partial(deform_roi_pool, x, rois, offset, bins, scale),
+            "torchvision": partial(torchvision.ops.roi_align, x, rois, bins, scale, 4, True),
         }
-        row = with_backward(calls, [maps, moves], repeat)
-        rows.append(
-            f"| PS-RoI pooling, {classes} classes, offsets for each (`ps_roi_align`) | {row} | |"
-        )
+        row = with_backward(calls, [x, offset], repeat)
+        rows.append(f"| RoI pooling, 256 channels{suffix} (torchvision: `roi_align`) | {row} | |")
+        for classes in CLASSES:
+            for groups in (classes, 1):
+                maps = torch.randn(1, classes * bins**2, MAP_HEIGHT, MAP_WIDTH)
+                maps = maps.to(memory_format=layout).requires_grad_()
+                moves = torch.randn(300, 2 * groups, bins, bins, requires_grad=True)
+                calls = {
+                    "ours": partial(deform_ps_roi_pool, maps, rois, moves, bins, bins, scale),
+                    "torchvision": partial(
+                        torchvision.ops.ps_roi_align, maps, rois, bins, scale, 4
+                    ),
+                }
+                row = with_backward(calls, [maps, moves], repeat)
+                offsets = "offsets for each" if groups > 1 else "shared offsets"
+                rows.append(
+                    f"| PS-RoI pooling, {classes} classes, {offsets}{suffix} (`ps_roi_align`) | "
+                    f"{row} | |"
+                )
     return rows
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Draw a detector's predictions on pictures, and where its deformable layers look.
+"""Draw a network's predictions on pictures, and where its deformable layers look.
 
     python tools/demo.py --config-file output/config.yaml --input a.jpg "folder/*.png" folder \
         --output drawn [--show-sampling] --opts MODEL.WEIGHTS output/model_final.pth
 
 Training leaves output/config.yaml, which has the number of classes. No data set is needed; names
 of classes are shown if the data set that the config tests on is known or its folder is there.
+Detectors and semantic segmentation; --show-sampling is for detectors.
 """
 
 import argparse
@@ -13,12 +14,12 @@ import glob
 import os
 import sys
 import time
+from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
-from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
@@ -69,6 +70,19 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.freeze()
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        raise ConfigError(
+            'MODEL.PROPOSAL_GENERATOR.NAME is "PrecomputedProposals": this network needs proposals '
+            "made beforehand and cannot predict on new pictures; evaluate it by tools/train_net.py "
+            "--eval-only."
+        )
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        raise ConfigError(
+            "MODEL.META_ARCHITECTURE is ProposalNetwork, which finds regions and no objects; "
+            "tools/dump_proposals.py writes what it finds."
+        )
+    if args.show_sampling and cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        raise ConfigError("--show-sampling is for detectors; leave it out for segmentation.")
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError(
             "MODEL.WEIGHTS is empty, so there is nothing to predict with; "
@@ -121,14 +135,21 @@ def output_paths(pictures: list[str], output: str, show_sampling: bool) -> list[
     return paths
 
 
-def draw_boxes(predictor: DefaultPredictor, image: np.ndarray, instances: Instances) -> np.ndarray:
-    """Draws predictions on a BGR picture.
+def draw_prediction(
+    predictor: DefaultPredictor, image: np.ndarray, outputs: dict[str, Any]
+) -> tuple[np.ndarray, str]:
+    """Draws a network's outputs on a BGR picture.
 
     Returns:
-        The drawn picture, RGB.
+        The drawn picture, RGB, and how much is on it in words.
     """
     visualizer = Visualizer(image[:, :, ::-1], getattr(predictor, "metadata", None))
-    return visualizer.draw_instance_predictions(instances).get_image()
+    if "sem_seg" in outputs:
+        labels = outputs["sem_seg"].argmax(dim=0).to("cpu")
+        return visualizer.draw_sem_seg(labels).get_image(), f"{len(labels.unique())} classes"
+    instances = outputs["instances"].to("cpu")
+    drawn = visualizer.draw_instance_predictions(instances).get_image()
+    return drawn, f"{len(instances)} instances"
 
 
 def write(path: str, picture: np.ndarray) -> None:
@@ -154,13 +175,15 @@ def main(argv: list[str] | None = None) -> None:
         if args.show_sampling:
             instances, sampling = predict_with_figure(predictor, image, args.confidence_threshold)
             write(paths[1], sampling)
+            outputs_of_picture = {"instances": instances}
         else:
-            instances = predictor(image)["instances"].to("cpu")
-        write(paths[0], draw_boxes(predictor, image, instances))
+            outputs_of_picture = predictor(image)
+        drawn, content = draw_prediction(predictor, image, outputs_of_picture)
+        write(paths[0], drawn)
         logger.info(
-            "%s: %d instances, drawn in %s (%.2f s)",
+            "%s: %s, drawn in %s (%.2f s)",
             picture,
-            len(instances),
+            content,
             " and ".join(paths),
             time.perf_counter() - start,
         )

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ def read_picture(path: str) -> np.ndarray:
     Raises:
         ValueError: there is none, or it cannot be read.
     """
-    picture = cv2.imread(path, cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError(f"{path} is not there or cannot be read as a picture.")
-    return picture
+    try:
+        return read_image(path, format="BGR")
+    except OSError as error:
+        raise ValueError(f"{path} is not there or cannot be read as a picture.") from error
 
 
 def prepare_input(cfg: CfgNode, picture: np.ndarray) -> dict[str, Any]:

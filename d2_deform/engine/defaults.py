@@ -5,6 +5,7 @@ import difflib
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -14,11 +15,14 @@ from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 from d2_deform.config import add_deform_config
 from d2_deform.data.proposals import check_proposal_files
 from d2_deform.data.voc_folder import CONFIG_PREFIX, register_voc_folder_from_config
 from d2_deform.modeling import backbone
+from d2_deform.modeling.box_selector import BoxSelector
+from d2_deform.modeling.test_time_augmentation import build_tta_model
 from d2_deform.ops import built_devices
 from d2_deform.solver import LearningRateFactors
 
@@ -107,7 +111,6 @@ def load_config(
         _prepare_data(cfg)
     else:
         _take_classes_if_there(cfg)
-        _check_makes_its_proposals(cfg)
     _check_model(cfg)
     _check_weights(cfg)
     return cfg
@@ -123,7 +126,7 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
             f"options: '{' '.join(opts)}' is not a list of KEY VALUE pairs; "
             f"'{opts[-1]}' has no value."
         )
-    known = _keys(cfg)
+    known = list(flatten(cfg))
     for key in opts[::2]:
         if key not in known:
             raise ConfigError(f"options: there is no config key {key}.{_suggest(key, known)}")
@@ -150,14 +153,15 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    """Full names of all keys below a node."""
-    keys = []
+def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """All values below a node of a config by their full names, "MODEL.WEIGHTS"."""
+    flat: dict[str, Any] = {}
     for name, value in node.items():
-        keys.append(prefix + name)
         if isinstance(value, CfgNode):
-            keys += _keys(value, f"{prefix}{name}.")
-    return keys
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:
@@ -291,7 +295,8 @@ def _check_model(cfg: CfgNode) -> None:
             if model[section][name] < 1:
                 raise ConfigError(f"MODEL.{key} is {model[section][name]}; expected 1 or more.")
         with torch.device("meta"):
-            META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)(cfg)
+            network = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)(cfg)
+        _check_test(cfg, network)
     except ConfigError:
         raise
     except ValueError as error:
@@ -313,20 +318,28 @@ def _check_features(cfg: CfgNode, given: Sequence[str]) -> None:
             )
 
 
+def _check_test(cfg: CfgNode, network: nn.Module) -> None:
+    """Checks that what the test is asked to do will be done; it comes after the training."""
+    if cfg.TEST.AUG.ENABLED:
+        build_tta_model(cfg, network)
+        return  # which chooses among the boxes of any detector
+    parts = (getattr(module, "box_selector", None) for module in network.modules())
+    if any(isinstance(part, BoxSelector) for part in parts):
+        return
+    for name in ("SOFT_NMS", "BOX_VOTING"):
+        if cfg.TEST[name].ENABLED:
+            raise ConfigError(
+                f"TEST.{name}.ENABLED is True, but {type(network).__name__} (ROI_HEADS.NAME "
+                f"{cfg.MODEL.ROI_HEADS.NAME}) would not obey it; set it to False, or use "
+                "RFCNROIHeads, DeformROIHeads or CategoryAwareRPN."
+            )
+
+
 def _check_proposal_files(cfg: CfgNode, train: bool) -> None:
     try:
         check_proposal_files(cfg, train=train)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _check_makes_its_proposals(cfg: CfgNode) -> None:
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
-        raise ConfigError(
-            'MODEL.PROPOSAL_GENERATOR.NAME is "PrecomputedProposals": this network needs proposals '
-            "made beforehand and cannot predict on new pictures; evaluate it by tools/train_net.py "
-            "--eval-only."
-        )
 
 
 def _warn_of_random_frozen_layers(cfg: CfgNode) -> None:

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from d2_deform.data.proposals import read_settings, write_proposals
-from d2_deform.engine.defaults import ConfigError
+from d2_deform.engine.defaults import ConfigError, flatten
 from d2_deform.evaluation import ProposalEvaluator
 
 logger = logging.getLogger(__name__)
@@ -106,22 +106,12 @@ def _load_model(cfg: CfgNode) -> nn.Module:
 
 def _settings(cfg: CfgNode) -> dict[str, Any]:
     """What the proposals depend on, by full key."""
-    flat = {**_flatten(cfg.MODEL, "MODEL."), **_flatten(cfg.INPUT, "INPUT.")}
+    flat = {**flatten(cfg.MODEL, "MODEL."), **flatten(cfg.INPUT, "INPUT.")}
     del flat["MODEL.DEVICE"]
     del flat["MODEL.WEIGHTS"]
     path = PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])
     with open(path, "rb") as file:
         flat["MODEL.WEIGHTS (sha256)"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return flat
-
-
-def _flatten(node: CfgNode, prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
     return flat
 
 

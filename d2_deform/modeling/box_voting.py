@@ -58,36 +58,24 @@ class BoxVoting:
     """:func:`box_voting` with its settings bound (config keys under ``TEST.BOX_VOTING``)."""
 
     @configurable
-    def __init__(self, *, iou_thresh: float = 0.5, num_rounds: int = 2) -> None:
+    def __init__(self, *, iou_thresh: float = 0.5) -> None:
         """
         Args:
             iou_thresh: as :func:`box_voting` takes it.
-            num_rounds: rounds of localisation whose boxes vote, for the RoI heads to read: from the
-                second on they pool from the boxes of the round before. 1: those of the proposals
-                alone.
 
         Raises:
-            ValueError: the threshold is not in [0, 1), or there is no round.
+            ValueError: the threshold is not in [0, 1).
         """
         if not 0 <= iou_thresh < 1:
             raise ValueError(
                 "box voting needs an overlap of at least 0 and below 1, got iou_thresh="
                 f"{iou_thresh}; set TEST.BOX_VOTING.IOU_THRESH"
             )
-        if num_rounds < 1:
-            raise ValueError(
-                f"box voting needs at least one round of localisation, got {num_rounds}; set "
-                "TEST.BOX_VOTING.NUM_ROUNDS"
-            )
         self.iou_thresh = iou_thresh
-        self.num_rounds = num_rounds
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {
-            "iou_thresh": cfg.TEST.BOX_VOTING.IOU_THRESH,
-            "num_rounds": cfg.TEST.BOX_VOTING.NUM_ROUNDS,
-        }
+        return {"iou_thresh": cfg.TEST.BOX_VOTING.IOU_THRESH}
 
     def __call__(
         self,

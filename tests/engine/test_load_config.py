@@ -264,10 +264,28 @@ def test_every_networks_values_are_checked(config, options, says):
         load_config(os.path.join(CONFIGS, config), data + options)
 
 
-def test_a_network_on_fixed_proposals_does_not_predict_on_new_pictures():
-    config = os.path.join(CONFIGS, "VOC-Ablation/rfcn_R_101.yaml")
-    with pytest.raises(ConfigError, match="cannot predict on new pictures"):
-        load_config(config, ["MODEL.WEIGHTS", ""], with_data=False)
+@pytest.mark.parametrize(
+    "config, options, says",
+    [
+        (
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN.yaml",
+            ["MODEL.ROI_HEADS.NAME", "StandardROIHeads", "TEST.SOFT_NMS.ENABLED", "True"],
+            r"TEST.SOFT_NMS.ENABLED is True, but .*StandardROIHeads\) would not obey",
+        ),
+        (
+            "VOC-Segmentation/deeplab_R_101.yaml",
+            ["TEST.BOX_VOTING.ENABLED", "True"],
+            r"TEST.BOX_VOTING.ENABLED is True, but SemanticSegmentor",
+        ),
+        (
+            "VOC-Ablation/rpn_R_101.yaml",
+            ["TEST.AUG.ENABLED", "True"],
+            r"no test-time augmentation for ProposalNetwork",
+        ),
+    ],
+)
+def test_a_test_that_would_fail_after_training_is_told_before(config, options, says):
+    test_every_networks_values_are_checked(config, options, says)
 
 
 @pytest.mark.parametrize("freeze_at, norm, warns", [(2, "BN", 1), (0, "FrozenBN", 1), (0, "BN", 0)])

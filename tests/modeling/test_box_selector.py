@@ -137,4 +137,4 @@ def test_from_config() -> None:
     cfg.TEST.BOX_VOTING.ENABLED = True
     selector = BoxSelector(cfg)
     assert isinstance(selector.soft_nms, SoftNMS) and selector.soft_nms.min_score == 0.01
-    assert isinstance(selector.box_voting, BoxVoting) and selector.box_voting.num_rounds == 2
+    assert isinstance(selector.box_voting, BoxVoting)

@@ -25,7 +25,7 @@ SHRINK = 600 / SHORTER_SIDE
 
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
-    """A VOC picture with a boat: its file, annotations, and the boxes' outlines as polygons."""
+    """A VOC picture of three objects or more, with the boxes' outlines as polygons."""
     try:
         records = DatasetCatalog.get("voc_2012_train")
     except FileNotFoundError:

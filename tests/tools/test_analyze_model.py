@@ -1,6 +1,7 @@
 """tools/analyze_model.py: counts any config without weights or data; says what it lacks."""
 
 import json
+import os
 
 import cv2
 import pytest
@@ -54,6 +55,14 @@ def test_two_configs(analyze, capsys, tmp_path):
     difference = deformable["total"]["parameter"] - rigid["total"]["parameter"]
     # Two of three offset convolutions, 128 channels of 3 x 3; offsets of (11 + 1) x 3 x 3 bins
     assert difference == 2 * 18 * (128 * 9 + 1) + 2 * (11 + 1) * 9 * (128 + 1)
+
+
+def test_a_network_on_fixed_proposals(analyze, capsys):
+    config = os.path.join(os.path.dirname(CONFIG), "VOC-Ablation", "rfcn_R_101.yaml")
+    small = [*SMALL, "MODEL.RESNETS.DEPTH", "50", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "20"]
+    flags = ["--config-file", config, "--num-runs", "1", "--tasks", "parameter", "flop"]
+    analyze.main([*flags, "--num-inputs", "1", *small])
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", 20 proposals")
 
 
 def test_given_picture_and_weights(analyze, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """tools/demo.py: draws pictures, with and without sampling; says what it lacks."""
 
+import os
 import shutil
 
 import cv2
@@ -111,3 +112,32 @@ def test_unreadable_picture_is_left_out(demo, digits, weights, tiny, tmp_path):
         ]
     )
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["000000.jpg"]
+
+
+CONFIGS = os.path.dirname(CONFIG)
+
+
+def test_draws_segmentation(demo, digits, tmp_path):
+    picture = str(digits / "JPEGImages" / "000000.jpg")
+    config = os.path.join(CONFIGS, "VOC-Segmentation", "deeplab_R_101_dconv3.yaml")
+    small = ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    small += ["MODEL.RESNETS.WIDTH_PER_GROUP", "16", "INPUT.MIN_SIZE_TEST", "64"]
+    model = build_model(load_config(config, [*small, "MODEL.WEIGHTS", ""], with_data=False))
+    weights = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict()}, weights)
+    output = tmp_path / "drawn.png"
+    arguments = ["--config-file", config, "--input", picture, "--output", str(output)]
+    demo.main([*arguments, "--opts", "MODEL.WEIGHTS", str(weights), *small])
+    assert cv2.imread(str(output)).shape == cv2.imread(picture).shape
+    with pytest.raises(ConfigError, match="--show-sampling is for detectors"):
+        demo.main([*arguments, "--show-sampling", "--opts", "MODEL.WEIGHTS", str(weights), *small])
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [("rfcn_R_101", "cannot predict on new pictures"), ("rpn_R_101", "regions and no objects")],
+)
+def test_networks_that_do_not_detect_by_themselves_are_told(demo, tmp_path, config, says):
+    path = os.path.join(CONFIGS, "VOC-Ablation", f"{config}.yaml")
+    with pytest.raises(ConfigError, match=says):
+        demo.main(["--config-file", path, "--input", "a.jpg", "--opts", "MODEL.WEIGHTS", ""])
