@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2_deform.layers import DeformPSRoIPool, OffsetConv2d
+from d2_deform.modeling.backbone import InceptionResNetBlock
 
 __all__ = [
     "SamplingRecord",
@@ -174,11 +175,7 @@ def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
     handles = []
     if backbone is not None:
         handles.append(backbone.register_forward_pre_hook(keep_input_size))
-        handles += [
-            layer.register_forward_hook(keep_offset)
-            for layer in backbone.modules()
-            if isinstance(layer, OffsetConv2d)
-        ]
+        handles += [layer.register_forward_hook(keep_offset) for layer in _offset_layers(backbone)]
     if pool is not None:
         assert pool.offset_conv is not None
         handles.append(pool.offset_conv.register_forward_pre_hook(keep_pool_feature))
@@ -187,6 +184,21 @@ def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _offset_layers(backbone: nn.Module) -> list[OffsetConv2d]:
+    """Those that lie one behind the other: of parallel branches the longer one's."""
+    beside = {
+        layer
+        for block in backbone.modules()
+        if isinstance(block, InceptionResNetBlock)
+        for layer in block.conv_a2.modules()
+    }
+    return [
+        layer
+        for layer in backbone.modules()
+        if isinstance(layer, OffsetConv2d) and layer not in beside
+    ]
 
 
 def trace_sampling_locations(
@@ -201,7 +213,8 @@ def trace_sampling_locations(
     With three 3x3 layers (res5c, res5b, res5a) it depends on 9**3 = 729 places. Each layer's
     offsets are read where the layer above samples, between cells by interpolation. (The release's
     demonstration rounds there, and where a tap leaves the map it gives the taps after it another
-    tap's offset.)
+    tap's offset.) Of the two branches of Aligned-Inception-ResNet's blocks the longer one is
+    followed, two layers a block.
 
     Args:
         model: a detector in evaluation mode, e.g. ``DefaultPredictor.model``.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from d2_deform.layers import DeformConv2d, DeformPSRoIPool
+from d2_deform.modeling.backbone import AlignedInceptionResNet
 from d2_deform.visualization import (
     draw_part_bins,
     draw_sampling_points,
@@ -107,6 +108,20 @@ def test_strided_layer_between():
     assert as_set(points) == {
         (x + i, y + j) for x, y in grid(26.0, 18.0, 8) for i, j in grid(0, 0, 4)
     }
+
+
+def test_aligned_inception_resnet_is_followed_through_its_longer_branch():
+    backbone = AlignedInceptionResNet(2, res2_out_channels=16, stem_out_channels=8, res5_dilation=2)
+    model = Detector()
+    model.backbone = backbone.eval()
+    model.forward = lambda inputs: model.backbone(inputs[0]["image"][None])
+    for block in backbone.res5[1:]:
+        nn.init.constant_(block.conv_a2.conv_offset.bias, 100.0)  # beside the branch
+        nn.init.constant_(block.conv_b3.conv_offset.bias, 1.0)
+    image = torch.rand(3, 96, 128)
+    points = trace_sampling_locations(model, image, (56.0, 40.0), layers=4)
+    assert points.shape == (9**4, 2)
+    assert as_set(points) == grid(56.0 + 2 * 16, 40.0 + 2 * 16, 2 * 16, reach=4)
 
 
 def test_group():
