@@ -14,8 +14,9 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, StandardROIHeads
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from roi_inputs import PICTURE_SIZE, make_boxes, make_images, make_proposals
 from torch import Tensor, nn
 
 from d2_deform import add_deform_config
@@ -25,19 +26,9 @@ from d2_deform.modeling.roi_heads import BoxOutputLayers, DeformROIHeads, Deform
 from d2_deform.solver import build_optimizer
 
 VOC2012 = Path(os.environ.get("DETECTRON2_DATASETS", "../shared/data/datasets")) / "VOC2012"
-PICTURE_SIZE = (128, 160)
 NUM_CLASSES = 3
 FPN_STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 OFFSET_FC_PARAMETERS = 1_229_410  # 98 x (7 * 7 * 256 + 1), paper table 4 with its convolutions
-
-
-def make_boxes(count: int, seed: int) -> Boxes:
-    """Boxes of 20 to 70 pixels inside the picture."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = PICTURE_SIZE
-    corners = torch.rand(count, 2, generator=generator) * torch.tensor([width / 2, height / 2])
-    sizes = 20 + torch.rand(count, 2, generator=generator) * torch.tensor([width / 3, height / 3])
-    return Boxes(torch.cat([corners, corners + sizes], dim=1))
 
 
 def make_maps(strides: list[int], channels: int, pictures: int = 2) -> list[Tensor]:
@@ -46,17 +37,6 @@ def make_maps(strides: list[int], channels: int, pictures: int = 2) -> list[Tens
     return [
         torch.randn(pictures, channels, height // stride, width // stride, generator=generator)
         for stride in strides
-    ]
-
-
-def make_proposals(*counts: int) -> list[Instances]:
-    return [
-        Instances(
-            PICTURE_SIZE,
-            proposal_boxes=make_boxes(count, seed),
-            objectness_logits=torch.ones(count),
-        )
-        for seed, count in enumerate(counts)
     ]
 
 
@@ -76,10 +56,6 @@ def make_targets(*counts: int) -> list[Instances]:
             )
         )
     return targets
-
-
-def make_images(pictures: int = 2) -> ImageList:
-    return ImageList(torch.zeros(pictures, 3, *PICTURE_SIZE), [PICTURE_SIZE] * pictures)
 
 
 def make_cfg(*opts) -> CfgNode:

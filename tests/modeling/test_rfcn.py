@@ -9,8 +9,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from roi_inputs import PICTURE_SIZE, make_boxes, make_images, make_proposals
 from torch import Tensor, nn
 
 from d2_deform.config import add_deform_config
@@ -19,7 +20,6 @@ from d2_deform.modeling.roi_heads import RFCNOutputLayers, RFCNROIHeads
 
 BASE_CONFIG = Path(__file__).parents[2] / "configs" / "Base-RFCN.yaml"
 NUM_CLASSES, NUM_BINS, CHANNELS, STRIDE = 3, 3, 8, 16
-PICTURE_SIZE = (128, 160)
 
 
 def make_heads(**overrides) -> RFCNROIHeads:
@@ -48,29 +48,6 @@ def make_features(pictures: int = 2) -> dict[str, Tensor]:
     height, width = (side // STRIDE for side in PICTURE_SIZE)
     generator = torch.Generator().manual_seed(1)
     return {"res5": torch.randn(pictures, CHANNELS, height, width, generator=generator)}
-
-
-def make_images(pictures: int = 2) -> ImageList:
-    return ImageList(torch.zeros(pictures, 3, *PICTURE_SIZE), [PICTURE_SIZE] * pictures)
-
-
-def make_boxes(count: int, seed: int) -> Boxes:
-    generator = torch.Generator().manual_seed(seed)
-    height, width = PICTURE_SIZE
-    corners = torch.rand(count, 2, generator=generator) * torch.tensor([width / 2, height / 2])
-    sizes = 20 + torch.rand(count, 2, generator=generator) * torch.tensor([width / 3, height / 3])
-    return Boxes(torch.cat([corners, corners + sizes], dim=1))
-
-
-def make_proposals(*counts: int) -> list[Instances]:
-    return [
-        Instances(
-            PICTURE_SIZE,
-            proposal_boxes=make_boxes(count, seed),
-            objectness_logits=torch.ones(count),
-        )
-        for seed, count in enumerate(counts)
-    ]
 
 
 def make_targets(*counts: int) -> list[Instances]:
