@@ -53,6 +53,55 @@ D2_DEFORM_HOST_DEVICE RoI<T> make_roi(const T* row, int64_t num_images, const Ro
   return roi;
 }
 
+// One axis of a bin: its samples lie at first + i * step for i in [0, samples).
+template <typename T>
+struct BinAxis {
+  T first, step;
+  int64_t samples, extent;  // extent: cells of the map along the axis
+  bool aligned;
+};
+
+// The axis of bin `bin` of `bins`. shift: the bin's offset, in units of the box's length before gamma.
+template <typename T>
+D2_DEFORM_HOST_DEVICE BinAxis<T> bin_axis(
+    T start, T length, int64_t bin, int64_t bins, T shift, int64_t extent, const RoIRule& rule) {
+  const T bin_length = length / static_cast<T>(bins);
+  const T step = bin_length / static_cast<T>(rule.samples);
+  const T first = start + static_cast<T>(bin) * bin_length +
+                  shift * static_cast<T>(rule.gamma) * length +
+                  (rule.aligned ? T(0.5) * step : T(0));
+  return {first, step, rule.samples, extent, rule.aligned};
+}
+
+// One sample along an axis: it reads `cell` and, unless it is still, the next one, which counts by `fraction`.
+//
+// inside: whether it lies inside [-0.5, extent - 0.5]; others are skipped. still: it does not move with the shift.
+template <typename T>
+struct AxisSample {
+  int64_t cell;
+  T fraction;
+  bool inside, still;
+};
+
+template <typename T>
+D2_DEFORM_HOST_DEVICE AxisSample<T> axis_sample(const BinAxis<T>& axis, int64_t i) {
+  const T position = axis.first + static_cast<T>(i) * axis.step;
+  if (!(position >= T(-0.5) && position <= static_cast<T>(axis.extent) - T(0.5))) {
+    return {0, T(0), false, true};
+  }
+  const T last = static_cast<T>(axis.extent - 1);
+  const T clamped = position < T(0) ? T(0) : (position > last ? last : position);
+  // Beyond 2^24 cells a float no longer holds every number, and `last` may have been rounded up.
+  const int64_t below = static_cast<int64_t>(clamped);
+  const int64_t cell = below < axis.extent ? below : axis.extent - 1;
+  const T fraction = clamped - static_cast<T>(cell);
+  // A clamped sample does not move with the shift. At a whole number the release's ceil equals its floor, so its
+  // derivative is 0; ours is the right-hand one, as everywhere else.
+  const bool still =
+      cell >= axis.extent - 1 || position < T(0) || (!axis.aligned && fraction == T(0));
+  return {cell, fraction, true, still};
+}
+
 // One row or column that a bin reads: its number, its weight, and the weight's derivative with respect to the shift.
 template <typename T>
 struct AxisCell {
@@ -75,43 +124,19 @@ D2_DEFORM_HOST_DEVICE void add_cell(
   cells[(*size)++] = {cell, weight, derivative};
 }
 
-// The cells of one axis of bin `bin` of `bins`, in rising order.
+// The cells that an axis reads, in rising order.
 //
-// cells: room for min(2 * rule.samples, extent) entries; size: how many were written. shift: the bin's offset, in units of the
-// box's length before gamma. Returns how many samples lie inside [-0.5, extent - 0.5]; the others are skipped.
+// cells: room for min(2 * samples, extent) entries; size: how many were written. Returns how many samples lie inside.
 template <typename T>
-D2_DEFORM_HOST_DEVICE int axis_cells(
-    T start,
-    T length,
-    int64_t bin,
-    int64_t bins,
-    T shift,
-    int64_t extent,
-    const RoIRule& rule,
-    AxisCell<T>* cells,
-    int* size) {
-  const T bin_length = length / static_cast<T>(bins);
-  const T step = bin_length / static_cast<T>(rule.samples);
-  const T first = start + static_cast<T>(bin) * bin_length +
-                  shift * static_cast<T>(rule.gamma) * length +
-                  (rule.aligned ? T(0.5) * step : T(0));
-  const T last = static_cast<T>(extent - 1);
+D2_DEFORM_HOST_DEVICE int axis_cells(const BinAxis<T>& axis, AxisCell<T>* cells, int* size) {
   int count = 0;
   *size = 0;
-  for (int64_t i = 0; i < rule.samples; ++i) {
-    const T position = first + static_cast<T>(i) * step;
-    if (!(position >= T(-0.5) && position <= static_cast<T>(extent) - T(0.5))) continue;
+  for (int64_t i = 0; i < axis.samples; ++i) {
+    const AxisSample<T> sample = axis_sample(axis, i);
+    if (!sample.inside) continue;
     ++count;
-    const T clamped = position < T(0) ? T(0) : (position > last ? last : position);
-    // Beyond 2^24 cells a float no longer holds every number, and `last` may have been rounded up.
-    const int64_t cell = static_cast<int64_t>(clamped);
-    const int64_t low = cell < extent ? cell : extent - 1;
-    const T fraction = clamped - static_cast<T>(low);
-    // A clamped sample does not move with the shift. At a whole number the release's ceil equals its floor, so its
-    // derivative is 0; ours is the right-hand one, as everywhere else.
-    const bool still = low >= extent - 1 || position < T(0) || (!rule.aligned && fraction == T(0));
-    add_cell(cells, size, low, T(1) - fraction, still ? T(0) : T(-1));
-    if (!still) add_cell(cells, size, low + 1, fraction, T(1));
+    add_cell(cells, size, sample.cell, T(1) - sample.fraction, sample.still ? T(0) : T(-1));
+    if (!sample.still) add_cell(cells, size, sample.cell + 1, sample.fraction, T(1));
   }
   return count;
 }

@@ -370,7 +370,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     bool need_offset,
     bool need_weight,
     bool need_bias,
-    bool need_mask) {
+    bool need_mask,
+    bool /*deterministic: always*/) {
   const ConvShape s = conv_shape(
       input, offset, weight, mask, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w);
   STD_TORCH_CHECK(

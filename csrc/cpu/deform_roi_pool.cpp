@@ -147,7 +147,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
     double gamma,
     bool aligned,
     bool need_input,
-    bool need_offset) {
+    bool need_offset,
+    bool /*deterministic: always*/) {
   STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output: expected (R, C, Ph, Pw)");
   const PoolShape s =
       pool_shape(input, rois, offset, grad_output.size(2), grad_output.size(3), 1, sampling_ratio);

@@ -84,7 +84,7 @@ def _deform_conv2d_backward_flop(
     grad_output: Shape, input: Shape, offset: Shape, weight: Shape, *rest: Any, **kwargs: Any
 ) -> int:
     """One matrix product for the columns, one for the weight, one pass over the samples each."""
-    need_input, need_offset, need_weight, _, need_mask = rest[-5:]
+    need_input, need_offset, need_weight, _, need_mask, _ = rest[-6:]
     products = (need_input or need_offset or need_mask) + need_weight
     passes = need_input + (need_offset or need_mask) + need_weight
     return 2 * (
@@ -101,5 +101,5 @@ def _pooling_flop(*args: Any, out_shape: Shape, **kwargs: Any) -> int:
 
 @register_flop_formula([_ops.deform_roi_pool_backward, _ops.deform_ps_roi_pool_backward])
 def _pooling_backward_flop(grad_output: Shape, *rest: Any, **kwargs: Any) -> int:
-    sampling_ratio, _, _, need_input, need_offset = rest[-5:]
+    sampling_ratio, _, _, need_input, need_offset, _ = rest[-6:]
     return 2 * (need_input + need_offset) * _pooling(grad_output, sampling_ratio)

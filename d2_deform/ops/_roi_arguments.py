@@ -58,7 +58,7 @@ def register_pooling_gradients(name: str) -> None:
     def fake_backward(
         grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor | None, *rest: Any
     ) -> tuple[Tensor, Tensor]:
-        need_input, need_offset = rest[-2:]
+        need_input, need_offset, _ = rest[-3:]
         return (
             empty_beside(input, input.shape) if need_input else input.new_empty(0),
             torch.empty_like(offset, memory_format=torch.contiguous_format)
@@ -75,7 +75,12 @@ def register_pooling_gradients(name: str) -> None:
         need_input, _, need_offset = ctx.needs_input_grad[:3]
         operator = getattr(torch.ops.d2_deform, backward_operator)
         grad_input, grad_offset = operator(
-            grad_output, *ctx.saved_tensors, *ctx.rule, need_input, need_offset
+            grad_output,
+            *ctx.saved_tensors,
+            *ctx.rule,
+            need_input,
+            need_offset,
+            torch.are_deterministic_algorithms_enabled(),
         )
         no_gradients = (None,) * (2 + len(ctx.rule))
         return (

@@ -155,7 +155,7 @@ def _fake_backward(
     mask: Tensor | None,
     *rest: int,
 ) -> tuple[Tensor, ...]:
-    need_input, need_offset, need_weight, need_bias, need_mask = rest[6:]
+    need_input, need_offset, need_weight, need_bias, need_mask, _ = rest[6:]
     return (
         empty_beside(input, input.shape) if need_input else input.new_empty(0),
         offset.new_empty(offset.shape if need_offset else 0),
@@ -175,7 +175,14 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]  # input, offset, weight, bias, mask, as the operator has them
     grads = torch.ops.d2_deform.deform_conv2d_backward(
-        grad_output, input, offset, weight, mask, *ctx.geometry, *needs
+        grad_output,
+        input,
+        offset,
+        weight,
+        mask,
+        *ctx.geometry,
+        *needs,
+        torch.are_deterministic_algorithms_enabled(),
     )
     asked = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
     return (*asked, *(None,) * 6)
