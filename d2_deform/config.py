@@ -91,6 +91,25 @@ def add_deform_config(cfg: CfgNode) -> None:
     cfg.MODEL.CATEGORY_AWARE_RPN.CONV_DIM = 1024
 
     # ------------------------------------------------------------------------ #
+    # META_ARCHITECTURE "ImageClassifier", as which a backbone is pre-trained (docs/pretraining.md)
+    # ------------------------------------------------------------------------ #
+    cfg.MODEL.IMAGE_CLASSIFIER = CfgNode()
+    # The backbone's map that is averaged and classified
+    cfg.MODEL.IMAGE_CLASSIFIER.IN_FEATURE = "res5"
+    # DATASETS.IMAGE_FOLDER, where it is used, sets it to the folder's
+    cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES = 1000
+    # Share of the target that is spread evenly over all classes
+    cfg.MODEL.IMAGE_CLASSIFIER.LABEL_SMOOTHING = 0.0
+    # The square that it sees. In training a random part of the picture, aspect 3/4 to 4/3, mirrored
+    # as INPUT.RANDOM_FLIP says; at test the middle of the picture, whose shorter side is brought to
+    # INPUT.MIN_SIZE_TEST.
+    cfg.INPUT.CLASSIFICATION = CfgNode()
+    # Its side, in pixels
+    cfg.INPUT.CLASSIFICATION.CROP_SIZE = 224
+    # The least share of the picture's area that it shows in training
+    cfg.INPUT.CLASSIFICATION.MIN_CROP_AREA = 0.08
+
+    # ------------------------------------------------------------------------ #
     # Testing: what is done with a network's boxes. Multi-scale testing is Detectron2's TEST.AUG
     # ------------------------------------------------------------------------ #
     cfg.TEST.SOFT_NMS = CfgNode()
@@ -140,3 +159,11 @@ def add_deform_config(cfg: CfgNode) -> None:
     # True: boxes marked difficult are not learnt from, as in the official release. The evaluator
     # neither rewards nor punishes them in either case.
     cfg.DATASETS.VOC_FOLDER.SKIP_DIFFICULT = False
+
+    # ------------------------------------------------------------------------ #
+    # Data: a folder of classified pictures in ImageNet's layout
+    # ------------------------------------------------------------------------ #
+    cfg.DATASETS.IMAGE_FOLDER = CfgNode()
+    # The folder with <split>/<class>/<picture>; its <split> is the data set "image_folder_<split>".
+    # "": none.
+    cfg.DATASETS.IMAGE_FOLDER.ROOT = ""

@@ -9,17 +9,14 @@
 """
 
 import argparse
-import sys
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import default_argument_parser, hooks, launch
+from detectron2.engine import hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from d2_deform.engine import ConfigError, DeformTrainer, setup
-from d2_deform.ops import built_devices
+from d2_deform.engine import ConfigError, DeformTrainer, run_tool, setup
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -29,6 +26,10 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         The evaluation results with ``--eval-only``; else what ``DefaultTrainer.train`` returns.
     """
     cfg = setup(args)
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        raise ConfigError(
+            "MODEL.META_ARCHITECTURE is ImageClassifier, which tools/pretrain_classifier.py trains."
+        )
     if args.eval_only:
         model = DeformTrainer.build_model(cfg)
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
@@ -50,33 +51,5 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return trainer.train()
 
 
-def check_gpus(wanted: int) -> None:
-    """Ends the program where several GPUs are asked for that cannot be used."""
-    found = torch.cuda.device_count()
-    if wanted > max(found, 1):
-        reason = f"this machine has {found}"
-    elif wanted > 1 and "cuda" not in built_devices():
-        reason = "d2_deform's operators are built for CPU only"
-    else:
-        return
-    sys.exit(f"error: --num-gpus {wanted}: {reason}; --num-gpus 0 trains on CPU.")
-
-
-def invoke_main() -> None:
-    args = default_argument_parser().parse_args()
-    check_gpus(args.num_gpus)
-    try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    invoke_main()
+    run_tool(main)

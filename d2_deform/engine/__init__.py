@@ -1,5 +1,7 @@
 """Training, as Detectron2's engine does it, with what deformable networks need on top."""
 
+from d2_deform.engine.classification import ClassificationTrainer, write_backbone
+from d2_deform.engine.command_line import run_tool
 from d2_deform.engine.defaults import ConfigError, load_config, setup
 from d2_deform.engine.hooks import OffsetMonitor
 from d2_deform.engine.proposals import dump_proposals
@@ -7,11 +9,14 @@ from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.engine.trainer import DeformTrainer
 
 __all__ = [
+    "ClassificationTrainer",
     "ConfigError",
     "DeformTrainer",
     "OffsetMonitor",
     "dump_proposals",
     "load_config",
+    "run_tool",
     "scale_to_world_size",
     "setup",
+    "write_backbone",
 ]

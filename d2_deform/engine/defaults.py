@@ -18,6 +18,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from d2_deform.config import add_deform_config
+from d2_deform.data.classification_mapper import ClassificationMapper
+from d2_deform.data.image_folder import CONFIG_PREFIX as IMAGE_FOLDER_PREFIX
+from d2_deform.data.image_folder import register_image_folder_from_config
 from d2_deform.data.proposals import check_proposal_files
 from d2_deform.data.voc_folder import CONFIG_PREFIX, register_voc_folder_from_config
 from d2_deform.modeling import backbone
@@ -41,6 +44,7 @@ POSITIVE_KEYS = {
     "GeneralizedRCNN": ("ROI_BOX_HEAD.POOLER_RESOLUTION", "ROI_HEADS.NUM_CLASSES"),
     "CategoryAwareRPN": ("ROI_HEADS.NUM_CLASSES", "CATEGORY_AWARE_RPN.CONV_DIM"),
     "SemanticSegmentor": ("SEM_SEG_HEAD.NUM_CLASSES", "SEM_SEG_HEAD.CONVS_DIM"),
+    "ImageClassifier": ("IMAGE_CLASSIFIER.NUM_CLASSES",),
 }
 
 
@@ -69,6 +73,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_model(cfg)
     if not (cfg.DATASETS.TRAIN or args.eval_only):
         raise ConfigError("DATASETS.TRAIN is empty, so there is nothing to train on.")
+    if cfg.SOLVER.AMP.ENABLED and not args.eval_only and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ConfigError(
+            f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE}, and Detectron2's "
+            "mixed precision needs a GPU; set it to False."
+        )
     if not args.resume:
         _check_weights(cfg)
         if not args.eval_only:
@@ -87,8 +96,9 @@ def load_config(
     """Detectron2's defaults, the plugin's keys, a file and single options, in this order.
 
     A PASCAL-VOC-layout folder named by DATASETS.VOC_FOLDER.ROOT is registered, and gives
-    MODEL.ROI_HEADS.NUM_CLASSES if DATASETS.TRAIN or .TEST use it. MODEL.DEVICE becomes "cpu" where
-    no GPU can or shall be used.
+    MODEL.ROI_HEADS.NUM_CLASSES if DATASETS.TRAIN or .TEST use it; so does an ImageNet-layout folder
+    named by DATASETS.IMAGE_FOLDER.ROOT with MODEL.IMAGE_CLASSIFIER.NUM_CLASSES. MODEL.DEVICE
+    becomes "cpu" where no GPU can or shall be used.
 
     Args:
         config_file: a yaml file; "" for none.
@@ -174,15 +184,23 @@ def _choose_device(cfg: CfgNode, use_gpu: bool) -> None:
         return
     if use_gpu and not torch.cuda.is_available():
         logger.info("No GPU is found: MODEL.DEVICE is set to cpu.")
-    elif use_gpu and "cuda" not in built_devices():
+    elif use_gpu and "cuda" not in built_devices() and not _is_plain_classifier(cfg):
         logger.info("d2_deform's operators are built for CPU only: MODEL.DEVICE is set to cpu.")
     elif use_gpu:
         return
     cfg.MODEL.DEVICE = "cpu"
 
 
+def _is_plain_classifier(cfg: CfgNode) -> bool:
+    """Whether the network can do without this package's operators."""
+    return cfg.MODEL.META_ARCHITECTURE == "ImageClassifier" and not (
+        cfg.MODEL.DEFORM.NUM_LAYERS or any(cfg.MODEL.DEFORM.NUM_LAYERS_PER_STAGE)
+    )
+
+
 def _prepare_data(cfg: CfgNode) -> None:
-    """Registers the VOC folder and checks every data set that the config uses."""
+    """Registers the folders and checks every data set that the config uses."""
+    _prepare_image_folder(cfg)
     try:
         _register_voc_folder(cfg)
         for name in _used_datasets(cfg):
@@ -193,7 +211,27 @@ def _prepare_data(cfg: CfgNode) -> None:
     for name in _used_datasets(cfg):
         _check_is_registered(cfg, name)
         _check_is_on_disk(name)
+        _check_has_what_is_learnt(cfg, name)
         _check_number_of_classes(cfg, name)
+
+
+def _prepare_image_folder(cfg: CfgNode) -> None:
+    """Registers the folder's splits that are used, and takes the number of classes from it."""
+    try:
+        class_names = register_image_folder_from_config(cfg)
+        for name in _used_datasets(cfg):
+            if name in DatasetCatalog and name.startswith(IMAGE_FOLDER_PREFIX):
+                DatasetCatalog.get(name)  # says which class has no picture
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"DATASETS.IMAGE_FOLDER: {error}") from error
+    if class_names:
+        cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES = len(class_names)
+        logger.info(
+            "%s: MODEL.IMAGE_CLASSIFIER.NUM_CLASSES is %d (%s)",
+            cfg.DATASETS.IMAGE_FOLDER.ROOT,
+            len(class_names),
+            ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else ""),
+        )
 
 
 def _take_classes_if_there(cfg: CfgNode) -> None:
@@ -241,6 +279,8 @@ def _check_is_registered(cfg: CfgNode, name: str) -> None:
     elif name.startswith(CONFIG_PREFIX):
         found = [other for other in known if other.startswith(CONFIG_PREFIX)]
         hint = f" The folder has {', '.join(found)}."
+    elif name.startswith(IMAGE_FOLDER_PREFIX):
+        hint = " Set DATASETS.IMAGE_FOLDER.ROOT to your folder."
     else:
         hint = _suggest(name, known)
     raise ConfigError(f"DATASETS: no data set named {name} is registered.{hint}")
@@ -262,6 +302,23 @@ def _check_is_on_disk(name: str) -> None:
             DatasetCatalog.get(name)  # says which list, picture or label map is missing
         except (OSError, ValueError) as error:
             raise ConfigError(f"DATASETS: {name}: {error}") from error
+
+
+def _check_has_what_is_learnt(cfg: CfgNode, name: str) -> None:
+    """Classifiers learn from classes of whole pictures, and nothing else does."""
+    is_image_folder = MetadataCatalog.get(name).get("evaluator_type") == "image_folder"
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        if not is_image_folder:
+            raise ConfigError(
+                f"DATASETS: {name} has no classes of whole pictures, from which ImageClassifier "
+                f"learns; name an {IMAGE_FOLDER_PREFIX}<split> of DATASETS.IMAGE_FOLDER.ROOT."
+            )
+    elif is_image_folder:
+        raise ConfigError(
+            f"DATASETS: {name} has classes of whole pictures, from which "
+            f"{cfg.MODEL.META_ARCHITECTURE} (MODEL.META_ARCHITECTURE) cannot learn; "
+            "ImageClassifier can."
+        )
 
 
 def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
@@ -296,6 +353,8 @@ def _check_model(cfg: CfgNode) -> None:
                 raise ConfigError(f"MODEL.{key} is {model[section][name]}; expected 1 or more.")
         with torch.device("meta"):
             network = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)(cfg)
+        if model.META_ARCHITECTURE == "ImageClassifier":
+            ClassificationMapper(cfg, is_train=True)
         _check_test(cfg, network)
     except ConfigError:
         raise
@@ -308,7 +367,10 @@ def _check_features(cfg: CfgNode, given: Sequence[str]) -> None:
     model = cfg.MODEL
     used = {"SEM_SEG_HEAD": model.META_ARCHITECTURE == "SemanticSegmentor"}
     used["ROI_HEADS"] = model.META_ARCHITECTURE in ("RFCN", "GeneralizedRCNN")
-    used["RPN"] = not used["SEM_SEG_HEAD"] and model.PROPOSAL_GENERATOR.NAME == "RPN"
+    used["RPN"] = (
+        model.META_ARCHITECTURE not in ("SemanticSegmentor", "ImageClassifier")
+        and model.PROPOSAL_GENERATOR.NAME == "RPN"
+    )
     for section, is_used in used.items():
         names = model[section].IN_FEATURES
         if is_used and not set(names) <= set(given):

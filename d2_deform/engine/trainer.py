@@ -2,15 +2,24 @@
 
 import logging
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -29,7 +38,7 @@ from torch import nn
 from d2_deform.engine.defaults import ConfigError
 from d2_deform.engine.hooks import OffsetMonitor
 from d2_deform.engine.scaling import scale_to_world_size
-from d2_deform.evaluation import ProposalEvaluator, VOCFolderEvaluator
+from d2_deform.evaluation import ClassificationEvaluator, ProposalEvaluator, VOCFolderEvaluator
 from d2_deform.modeling.test_time_augmentation import build_tta_model
 from d2_deform.solver import build_optimizer
 
@@ -49,9 +58,30 @@ class DeformTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        if not logging.getLogger("d2_deform").isEnabledFor(logging.INFO):
-            setup_logger(name="d2_deform")  # as DefaultTrainer does for its own lines
-        super().__init__(scale_to_world_size(cfg, comm.get_world_size()))
+        """As ``DefaultTrainer``'s, whose DDP cannot take a model on CPU, as it names a GPU."""
+        TrainerBase.__init__(self)
+        for name in ("detectron2", "d2_deform"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
+        cfg = scale_to_world_size(cfg, comm.get_world_size())
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+
+        device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     def state_dict(self) -> dict[str, Any]:
         """As ``DefaultTrainer``'s, with the number of processes that the schedule is scaled to."""
@@ -144,6 +174,7 @@ def build_evaluator(
     builders: dict[str, list[Callable[[], DatasetEvaluator]]] = {
         "pascal_voc": [voc_evaluator],
         "voc_folder": [voc_evaluator],
+        "image_folder": [ClassificationEvaluator],
         "coco": [lambda: COCOEvaluator(dataset_name, output_dir=output_folder)],
         "lvis": [lambda: LVISEvaluator(dataset_name, output_dir=output_folder)],
         "sem_seg": [sem_seg_evaluator],

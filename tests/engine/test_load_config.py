@@ -42,6 +42,12 @@ def test_device(gpu_is_there, built, expected, monkeypatch):
     assert load_config().MODEL.DEVICE == expected
     assert load_config(use_gpu=False).MODEL.DEVICE == "cpu"
     assert load_config(opts=["MODEL.DEVICE", "meta"]).MODEL.DEVICE == "meta"
+    classifier = ["MODEL.META_ARCHITECTURE", "ImageClassifier", "MODEL.RESNETS.NORM", "BN"]
+    classifier += ["MODEL.BACKBONE.NAME", "build_deform_resnet_backbone", "INPUT.MIN_SIZE_TEST"]
+    classifier += ["256", "MODEL.RESNETS.OUT_FEATURES", "['res5']", "MODEL.DEFORM.NUM_LAYERS"]
+    assert load_config(opts=[*classifier, "3"]).MODEL.DEVICE == expected
+    plain = load_config(opts=[*classifier, "0"]).MODEL.DEVICE  # needs none of our operators
+    assert plain == ("cuda" if gpu_is_there else "cpu")
 
 
 def test_voc_folder_gives_data_sets_and_classes(voc_folder, tmp_path):

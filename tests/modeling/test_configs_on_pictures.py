@@ -76,6 +76,7 @@ def to_input(record: dict[str, Any], cfg: CfgNode) -> dict[str, Any]:
     proposals.objectness_logits = torch.zeros(len(proposals))
     return {
         "image": torch.as_tensor(augmented.image.transpose(2, 0, 1).copy()),
+        "label": 0,
         "height": height,
         "width": width,
         "instances": instances,
@@ -116,6 +117,9 @@ def test_learns_and_predicts(name: str, record: dict[str, Any], record_property:
     if "sem_seg" in output:
         assert output["sem_seg"].shape[-2:] == (given["height"], given["width"])
         assert output["sem_seg"].isfinite().all()
+    elif "scores" in output:
+        assert output["scores"].shape == (cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES,)
+        assert output["scores"].isfinite().all()
     else:
         found = output.get("instances", output.get("proposals"))
         assert found.image_size == (given["height"], given["width"])

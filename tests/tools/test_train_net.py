@@ -12,7 +12,7 @@ import torch
 from conftest import CONFIG, REPOSITORY
 from detectron2.engine import DefaultPredictor, default_argument_parser
 
-from d2_deform.engine import load_config
+from d2_deform.engine import ConfigError, load_config
 
 
 @pytest.fixture(scope="module")
@@ -98,27 +98,15 @@ def test_command_line(tiny, tmp_path):
     assert "for convolution offsets" in done.stdout and "bbox" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "found, built, message",
-    [
-        (1, {"cpu", "cuda"}, "this machine has 1;"),
-        (2, {"cpu"}, "operators are built for CPU only;"),
-        (2, {"cpu", "cuda"}, None),
-    ],
-)
-def test_several_gpus(found, built, message, train_net, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    monkeypatch.setattr(train_net, "built_devices", lambda: frozenset(built))
-    train_net.check_gpus(1)
-    if message is None:
-        train_net.check_gpus(2)
-    else:
-        with pytest.raises(SystemExit, match=f"error: --num-gpus 2: .*{message}"):
-            train_net.check_gpus(2)
-
-
 def test_a_flawed_command_gets_one_line():
     done = run_tool("--config-file", CONFIG, "MODEL.DEFORM.NUM_LAYER", 3)
     assert done.returncode == 1
     assert "error: options: there is no config key MODEL.DEFORM.NUM_LAYER." in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_classifiers_have_a_tool_of_their_own(train_net, tmp_path):
+    options = ["MODEL.META_ARCHITECTURE", "ImageClassifier", "INPUT.CLASSIFICATION.CROP_SIZE", 64]
+    options += ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path]
+    with pytest.raises(ConfigError, match=r"ImageClassifier, which tools/pretrain_classifier.py"):
+        train_net.main(arguments("--num-gpus", 0, "--eval-only", *options))
