@@ -95,7 +95,7 @@ class ImageClassifier(nn.Module):
             In training {"loss_cls": the mean cross-entropy}. In inference for every picture
             {"scores": Tensor[K]}, probabilities that sum to 1.
         """
-        images = torch.stack([given["image"].to(self.device) for given in batched_inputs])
+        images = torch.stack([given["image"] for given in batched_inputs]).to(self.device)
         images = (images - self.pixel_mean) / self.pixel_std
         features = self.backbone(images)[self.in_feature]
         logits = self.linear(features.mean(dim=(2, 3)))
