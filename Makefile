@@ -10,6 +10,7 @@ ENV_PYTHON = $(shell $(PYTHON) tools/setup_env.py --which)
 # Test processes. Each has one thread: on small machines that is faster than sharing.
 JOBS ?= $(shell n=$$(nproc); echo $$(( n > 8 ? 8 : n )))
 PYTEST_ARGS ?=
+BENCHMARK_ARGS ?=
 SHARED_DATASETS := $(abspath ../shared/data/datasets)
 ifneq ($(wildcard $(SHARED_DATASETS)),)
 export DETECTRON2_DATASETS ?= $(SHARED_DATASETS)
@@ -17,12 +18,12 @@ endif
 
 SOURCES = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test benchmark lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Options: PYTHON=python3.12  JOBS=4  PYTEST_ARGS='-k roi_pool'  V=1 (let pip speak)"
+	@echo "Options: PYTHON=python3.12  JOBS=4  PYTEST_ARGS='-k roi_pool'  BENCHMARK_ARGS=--quick  V=1 (let pip speak)"
 
 setup:  ## an environment (yours, or .venv) with torch, Detectron2 and this plugin; quick when it is there
 	@command -v $(PYTHON) > /dev/null || { echo "setup: $(PYTHON) not found: install Python 3.10 or newer (Debian and Ubuntu: apt-get install python3 python3-venv), or name one by PYTHON=..."; exit 1; }
@@ -33,6 +34,9 @@ quickstart: setup  ## train, evaluate and show a deformable R-FCN on the embedde
 
 test: setup  ## all tests
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -q -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+benchmark: setup  ## operators and networks beside torchvision, ONNX Runtime and dense convolutions (10 minutes, alone)
+	@$(ENV_PYTHON) -W ignore -m benchmarks.run $(BENCHMARK_ARGS)
 
 lint: setup  ## formatting, ruff, mypy, clang-format: reports, changes nothing
 	@python=$(ENV_PYTHON); failed=; \

@@ -1,0 +1,145 @@
+"""Results as Markdown."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .goals import verdict
+from .load import ALLOWED
+
+__all__ = ["goals_table", "machine_list", "part_table", "summary"]
+
+Row = dict[str, Any]
+
+
+def part_table(part: str, content: dict[str, Any]) -> str:
+    """The table of one part, and under it what is absent and why."""
+    rows = content["rows"]
+    if any("megabytes" in row for row in rows):
+        table = _memory_table(rows)
+    elif part == "growth":
+        table = _growth_table(rows)
+    elif part == "profile":
+        table = _profile_table(rows)
+    else:
+        table = _timing_table(rows, content["goals"])
+    notes = dict.fromkeys(
+        f"- {row['case'] if name == 'case' else name}: absent, {reason}"
+        for row in rows
+        for name, reason in row.get("absent", {}).items()
+    )
+    load = content["other load"]
+    if load is not None and load > ALLOWED and part != "memory":
+        notes[f"- other processes took {load:.0%} of the processor: do not trust these times"] = (
+            None
+        )
+    return "\n".join([table, "", *notes]).rstrip()
+
+
+def goals_table(goals: Iterable[dict[str, Any]]) -> str:
+    """Every goal of every row, those that are not met first."""
+    ordered = sorted(goals, key=lambda goal: goal.get("met", False))
+    head = ["where", "case", "figure", "goal", "found"]
+    body = [
+        [f"{g['benchmark']}, {g['part']}", g["case"], g["figure"], g["limit"], verdict(g)]
+        for g in ordered
+    ]
+    return _markdown(head, body)
+
+
+def summary(goals: list[dict[str, Any]]) -> str:
+    """How many are met."""
+    judged = [goal for goal in goals if "met" in goal]
+    met = sum(goal["met"] for goal in judged)
+    text = f"{met} of {len(judged)} goals met"
+    others = len(goals) - len(judged)
+    return text + (f", {others} not judged" if others else "")
+
+
+def machine_list(data: dict[str, Any]) -> str:
+    """Machine, versions and settings of a result file."""
+    machine, settings = data["machine"], data["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return "\n".join(
+        [
+            f"- {machine['processor']} (family, model, stepping "
+            f"{machine['cpu family, model, stepping']}), {machine['cores']} cores; "
+            f"{machine['instructions'] or 'no vector instructions that are looked for'}",
+            f"- {machine['system']}, Python {machine['python']}, {versions}",
+            f"- our kernels: {machine['kernels']}, build {machine['library']}",
+            f"- {settings['threads']} threads, at most {settings['rounds']} rounds",
+        ]
+    )
+
+
+def _timing_table(rows: list[Row], goals: list[dict[str, Any]]) -> str:
+    """Median (minimum) of every call; beside the first, how many times its time."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("times", {})))
+    body = []
+    for row in rows:
+        times = row.get("times", {})
+        reference = next(iter(times), "")
+        cells = []
+        for name in names:
+            if name not in times:
+                cells.append("")
+                continue
+            cell = f"{times[name]['median']:.3g} ({times[name]['minimum']:.3g})"
+            if name != reference:
+                cell += f" **{row['figures'][f'{name} / {reference}']:.3g}x**"
+            cells.append(cell)
+        if "bits equal" in row.get("figures", {}):
+            cells.append("yes" if row["figures"]["bits equal"] else "NO")
+        found = [
+            f"{g['figure']} {g['limit']}: {verdict(g)}" for g in goals if g["case"] == row["case"]
+        ]
+        description = row.get("description", "")
+        body.append([f"{row['case']}: {description}", *cells, "; ".join(found)])
+    with_bits = any("bits equal" in row.get("figures", {}) for row in rows)
+    columns = [f"{name}, ms" for name in names] + ["bits equal"] * with_bits
+    return _markdown(["case", *columns, "goals"], body)
+
+
+def _memory_table(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.get("megabytes", {})))
+    body = [
+        [
+            row["case"],
+            *(_number(row["megabytes"].get(name)) for name in names),
+            _number(row["figures"]["ours, MB a thread"]),
+        ]
+        for row in rows
+        if "megabytes" in row
+    ]
+    return _markdown(["case", *(f"{name}, MB" for name in names), "ours, MB a thread"], body)
+
+
+def _growth_table(rows: list[Row]) -> str:
+    sizes = list(dict.fromkeys(name for row in rows for name in row["times"]))
+    body = [
+        [
+            f"{row['case']} ({row['description']})",
+            *(_number(row["times"].get(size, {}).get("median")) for size in sizes),
+            f"{row['figures']['exponent']:.3f}",
+        ]
+        for row in rows
+    ]
+    return _markdown(["series", *(f"{size}, ms" for size in sizes), "exponent"], body)
+
+
+def _profile_table(rows: list[Row]) -> str:
+    (row,) = rows
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in row["shares"].items())
+    body = [
+        [op["name"], f"{op['share']:.1%}", f"{op['ms']:.1f}", str(op["calls"])] for op in row["top"]
+    ]
+    table = _markdown(["operation, its own time", "share", "ms", "calls"], body)
+    return f"{row['case']}, {row['description']}: {shares}.\n\n{table}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
