@@ -10,6 +10,7 @@ A data set named <name>_<split> becomes <output>/<split>/<class>/*.png, ImageNet
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ import d2_deform.data  # noqa: F401  registers its data sets
 
 
 def crop_objects(dataset_name: str, folder: str, margin: float = 0.1) -> int:
-    """Writes every object's box as a picture of its own.
+    """Writes every object's box as a picture of its own; crowds are left out.
 
     Args:
         dataset_name: registered in Detectron2, with boxes.
@@ -32,21 +33,29 @@ def crop_objects(dataset_name: str, folder: str, margin: float = 0.1) -> int:
 
     Returns:
         The number of pictures written.
+
+    Raises:
+        ValueError: the data set has no classes of objects.
     """
-    class_names = MetadataCatalog.get(dataset_name).thing_classes
+    records = DatasetCatalog.get(dataset_name)
+    class_names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if class_names is None:
+        raise ValueError(f"{dataset_name} has no classes of objects; choose another data set.")
     count = 0
-    for record in DatasetCatalog.get(dataset_name):
+    for record in records:
         picture = Image.fromarray(read_image(record["file_name"], format="RGB"))
         for number, annotation in enumerate(record["annotations"]):
+            if annotation.get("iscrowd"):
+                continue
             x1, y1, x2, y2 = BoxMode.convert(
                 annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
             )
             dx, dy = margin * (x2 - x1), margin * (y2 - y1)
             corners = (
-                max(round(x1 - dx), 0),
-                max(round(y1 - dy), 0),
-                min(round(x2 + dx), picture.width),
-                min(round(y2 + dy), picture.height),
+                max(math.floor(x1 - dx), 0),
+                max(math.floor(y1 - dy), 0),
+                min(math.ceil(x2 + dx), picture.width),
+                min(math.ceil(y2 + dy), picture.height),
             )
             class_folder = os.path.join(folder, class_names[annotation["category_id"]])
             os.makedirs(class_folder, exist_ok=True)

@@ -1,6 +1,7 @@
 """Training, as Detectron2's engine does it, with what deformable networks need on top."""
 
-from d2_deform.engine.classification import ClassificationTrainer, write_backbone
+from d2_deform.engine.backbone_file import write_backbone
+from d2_deform.engine.classification import ClassificationTrainer
 from d2_deform.engine.command_line import run_tool
 from d2_deform.engine.defaults import ConfigError, load_config, setup
 from d2_deform.engine.hooks import OffsetMonitor

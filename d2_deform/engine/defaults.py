@@ -185,6 +185,11 @@ def _choose_device(cfg: CfgNode, use_gpu: bool) -> None:
     if use_gpu and not torch.cuda.is_available():
         logger.info("No GPU is found: MODEL.DEVICE is set to cpu.")
     elif use_gpu and "cuda" not in built_devices() and not _is_plain_classifier(cfg):
+        if comm.get_world_size() > 1:  # Detectron2 has them talk by NCCL, which knows GPUs alone
+            raise ConfigError(
+                "d2_deform's operators are built for CPU only; hide the GPUs from several "
+                "processes by the environment variable CUDA_VISIBLE_DEVICES= (empty)."
+            )
         logger.info("d2_deform's operators are built for CPU only: MODEL.DEVICE is set to cpu.")
     elif use_gpu:
         return

@@ -58,7 +58,10 @@ class DeformTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """As ``DefaultTrainer``'s, whose DDP cannot take a model on CPU, as it names a GPU."""
+        """``DefaultTrainer``'s, line by line, but for ``device_ids``.
+
+        It always names a GPU to DDP, which then refuses a model on CPU.
+        """
         TrainerBase.__init__(self)
         for name in ("detectron2", "d2_deform"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):

@@ -30,7 +30,7 @@ def test_boxes_with_a_margin(tool, pixels, tmp_path):
     assert tool("crop_objects").crop_objects(NAME, str(tmp_path / "out"), margin=0.25) == 2
     dog = np.asarray(Image.open(tmp_path / "out" / "dog" / "p_0.png"))
     cat = np.asarray(Image.open(tmp_path / "out" / "cat" / "p_1.png"))
-    assert np.array_equal(dog, pixels[0:6, 2:4])  # 0.5 is rounded to even
+    assert np.array_equal(dog, pixels[0:6, 1:5])  # whole pixels, 1.5 to 4.5
     assert np.array_equal(cat, pixels[5:11, 2:12])  # cut at the picture's edge
 
 
