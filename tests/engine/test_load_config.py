@@ -50,6 +50,14 @@ def test_device(gpu_is_there, built, expected, monkeypatch):
     assert plain == ("cuda" if gpu_is_there else "cpu")
 
 
+def test_several_processes_on_cpu_beside_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(defaults, "built_devices", lambda: frozenset({"cpu"}))
+    monkeypatch.setattr(defaults.comm, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"built for CPU only; hide the GPUs .* CUDA_VISIBLE_DEV"):
+        load_config()
+
+
 def test_voc_folder_gives_data_sets_and_classes(voc_folder, tmp_path):
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join("0123456789") + "\n")
