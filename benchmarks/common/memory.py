@@ -9,9 +9,9 @@ what was touched; the kernel itself counts to about 0.3 MB for each core.
 
 A buffer that a library keeps from the forward pass for later counts in the backward pass.
 
-    python -m benchmarks.common.memory MODULE THREADS [--quick]
+    python -m benchmarks.common.memory MODULE SERIES THREADS [--quick]
 
-prints a line of JSON for each size, pass and library.
+prints a line of JSON for each size of a series, pass and library.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .problem import Absent, Case, Operator, Problem
+from .problem import Absent, Case, Operator, Problem, Series
 
-__all__ = ["measure_memory", "number_of_measurements"]
+__all__ = ["measure_memory"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PR_SET_THP_DISABLE = 41
@@ -40,11 +40,13 @@ FORWARD_PEERS = ("ours", "torchvision", "onnxruntime", "dense")
 BACKWARD_PEERS = ("ours",)  # torchvision's takes minutes at the larger sizes
 
 
-def measure_memory(operator: Operator, threads: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """Measures every size of ``operator.memory`` in a process of its own.
+def measure_memory(
+    operator: Operator, series: Series, threads: int, quick: bool
+) -> Iterator[dict[str, Any]]:
+    """Measures every size of one of ``operator.memory``, each in a process of its own.
 
     Yields:
-        "series", "factor", "case", "pass", "peer" and "megabytes" or "absent", the reason; neither
+        "factor", "case", "pass", "peer" and "megabytes" or "absent", the reason; neither
         where a library has no such operator.
 
     Raises:
@@ -52,7 +54,8 @@ def measure_memory(operator: Operator, threads: int, quick: bool) -> Iterator[di
     """
     if not Path("/proc/self/clear_refs").exists():
         raise Absent("peaks of memory are read from /proc, which is there on Linux only")
-    command = [sys.executable, "-W", "ignore", "-m", __name__, operator.module, str(threads)]
+    names = [operator.module, series.name, str(threads)]
+    command = [sys.executable, "-W", "ignore", "-m", __name__, *names]
     environment = {**os.environ, **MALLOC, **NO_CACHES, "PYTHONPATH": str(ROOT)}
     flags = ["--quick"] if quick else []
     with subprocess.Popen(
@@ -65,20 +68,13 @@ def measure_memory(operator: Operator, threads: int, quick: bool) -> Iterator[di
         raise RuntimeError(f"measuring memory failed: {' '.join(command + flags)}")
 
 
-def number_of_measurements(operator: Operator) -> int:
-    """How many :func:`measure_memory` yields at most."""
-    sizes = sum(len(series.cases) for series in operator.memory)
-    return sizes * len(FORWARD_PEERS + BACKWARD_PEERS)
-
-
-def _measure_all(operator: Operator, threads: int) -> None:
-    for series in operator.memory:
-        for factor, case in series.cases.items():
-            for name, peers in (("forward", FORWARD_PEERS), ("backward", BACKWARD_PEERS)):
-                for peer in peers:
-                    key = {"series": series.name, "factor": factor, "case": case.name}
-                    found = _in_a_fork(case, peer, name, threads)
-                    print(json.dumps({**key, "pass": name, "peer": peer, **found}), flush=True)
+def _measure_all(series: Series, threads: int) -> None:
+    for factor, case in series.cases.items():
+        for name, peers in (("forward", FORWARD_PEERS), ("backward", BACKWARD_PEERS)):
+            for peer in peers:
+                key = {"factor": factor, "case": case.name, "pass": name, "peer": peer}
+                found = _in_a_fork(case, peer, name, threads)
+                print(json.dumps({**key, **found}), flush=True)
 
 
 def _in_a_fork(case: Case, peer: str, name: str, threads: int) -> dict[str, Any]:
@@ -150,8 +146,10 @@ def _status() -> dict[str, int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("module")
+    parser.add_argument("series")
     parser.add_argument("threads", type=int)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    _measure_all(importlib.import_module(args.module).operator(args.quick), args.threads)
+    operator = importlib.import_module(args.module).operator(args.quick)
+    _measure_all(next(s for s in operator.memory if s.name == args.series), args.threads)

@@ -1,6 +1,7 @@
 """The parts of an operator's benchmark, each a list of steps that yield rows."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .memory import measure_memory, number_of_measurements
+from .memory import measure_memory
 from .problem import Absent, Call, Case, Operator, Problem, Series
 from .timing import in_turn, timing_row
 
@@ -60,8 +61,10 @@ def operator_steps(operator: Operator, settings: Settings, parts: Iterable[str])
         cost = 0.5 * sum(case.samples for case in series.cases.values())
         run = partial(_growth, series, settings)
         steps.append(Step("growth", series.name, cost, run))
-    cost = 2e6 * number_of_measurements(operator)
-    steps.append(Step("memory", "all sizes", cost, partial(_memory, operator, settings)))
+    for series in operator.memory:
+        cost = 5e7 + sum(case.samples for case in series.cases.values())
+        run = partial(_memory, operator, series, settings)
+        steps.append(Step("memory", series.name, cost, run))
     return [step for step in steps if step.part in parts]
 
 
@@ -121,7 +124,7 @@ def _threads(case: Case, settings: Settings) -> Iterator[Row]:
         row = timing_row(in_turn(calls, settings.rounds))
         times = row["times"]
         pairs = zip(times["1 thread"]["runs"], times["2 threads"]["runs"], strict=False)
-        row["figures"]["1 thread / 2 threads"] = _median([a / b for a, b in pairs])
+        row["figures"]["1 thread / 2 threads"] = statistics.median(a / b for a, b in pairs)
         row["figures"]["bits equal"] = float(equal)
         yield {"case": f"{case.name}, {name}", "description": case.description, **row}
     torch.set_num_threads(settings.threads)
@@ -156,7 +159,7 @@ def _growth(series: Series, settings: Settings) -> Iterator[Row]:
             else:
                 calls[f"{factor}x"] = _backward_of(call(), problems[factor].leaves)
         row = timing_row(in_turn(calls, settings.rounds))
-        medians = [statistics["median"] for statistics in row["times"].values()]
+        medians = [found["median"] for found in row["times"].values()]
         yield {
             "case": f"{series.name}, {name}",
             "description": next(iter(series.cases.values())).description + " at 1x",
@@ -174,21 +177,16 @@ def _slope(work: list[int], times: list[float]) -> float:
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def _memory(operator: Operator, settings: Settings) -> Iterator[Row]:
+def _memory(operator: Operator, series: Series, settings: Settings) -> Iterator[Row]:
     """Peaks of every size for all threads, ours also per thread."""
-    rows: dict[tuple[str, int, str], Row] = {}
+    rows: dict[tuple[int, str], Row] = {}
     try:
-        for found in measure_memory(operator, settings.threads, settings.quick):
-            key = (found["series"], found["factor"], found["pass"])
+        for found in measure_memory(operator, series, settings.threads, settings.quick):
             row = rows.setdefault(
-                key,
+                (found["factor"], found["pass"]),
                 {
                     "case": f"{found['case']}, {found['pass']}",
-                    "series": found["series"],
+                    "series": series.name,
                     "factor": found["factor"],
                     "pass": found["pass"],
                     "megabytes": {},
@@ -201,13 +199,13 @@ def _memory(operator: Operator, settings: Settings) -> Iterator[Row]:
             elif "megabytes" in found:
                 row["megabytes"][found["peer"]] = found["megabytes"]
     except Absent as reason:
-        yield {"case": "all sizes", "absent": {"case": str(reason)}, "figures": {}}
+        yield {"case": series.name, "absent": {"case": str(reason)}, "figures": {}}
         return
-    for (series, _, name), row in rows.items():
+    smallest = min(series.cases)
+    for (factor, name), row in rows.items():
         ours = row["megabytes"]["ours"]
-        smallest = min(f for s, f, n in rows if (s, n) == (series, name))
         row["figures"]["ours, MB a thread"] = ours / settings.threads
-        if row["factor"] != smallest:
-            beyond = ours - rows[series, smallest, name]["megabytes"]["ours"]
+        if factor != smallest:
+            beyond = ours - rows[smallest, name]["megabytes"]["ours"]
             row["figures"]["ours, MB beyond the smallest"] = beyond
         yield row

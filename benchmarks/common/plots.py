@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .problem import Absent
+from .tables import three_digits
 
 __all__ = ["draw"]
 
@@ -83,10 +84,14 @@ def _bars(parts: dict[str, list[Row]], data: dict[str, Any]) -> Any:
                 label=name,
             )
             axis.bar_label(
-                bars, [f"{value:.3g}" for _, value in drawn], fontsize=6, rotation=90, padding=2
+                bars,
+                [three_digits(value) for _, value in drawn],
+                fontsize=6,
+                rotation=90,
+                padding=2,
             )
         axis.set_yscale("log")
-        axis.margins(y=0.18)
+        axis.margins(y=0.25)
         axis.set_xlim(-0.6, len(rows) - 0.4)
         axis.set_ylabel(part)
         labels = [

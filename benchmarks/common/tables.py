@@ -6,7 +6,7 @@ from typing import Any
 from .goals import verdict
 from .load import ALLOWED
 
-__all__ = ["goals_table", "machine_list", "part_table", "summary"]
+__all__ = ["goals_table", "machine_list", "part_table", "summary", "three_digits"]
 
 Row = dict[str, Any]
 
@@ -83,9 +83,10 @@ def _timing_table(rows: list[Row], goals: list[dict[str, Any]]) -> str:
             if name not in times:
                 cells.append("")
                 continue
-            cell = f"{times[name]['median']:.3g} ({times[name]['minimum']:.3g})"
+            median, minimum = times[name]["median"], times[name]["minimum"]
+            cell = f"{three_digits(median)} ({three_digits(minimum)})"
             if name != reference:
-                cell += f" **{row['figures'][f'{name} / {reference}']:.3g}x**"
+                cell += f" **{three_digits(row['figures'][f'{name} / {reference}'])}x**"
             cells.append(cell)
         if "bits equal" in row.get("figures", {}):
             cells.append("yes" if row["figures"]["bits equal"] else "NO")
@@ -136,8 +137,13 @@ def _profile_table(rows: list[Row]) -> str:
     return f"{row['case']}, {row['description']}: {shares}.\n\n{table}"
 
 
+def three_digits(value: float) -> str:
+    """Three of them count; no exponents."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else three_digits(value)
 
 
 def _markdown(head: list[str], body: list[list[str]]) -> str:
