@@ -56,7 +56,8 @@ def measure_memory(
         raise Absent("peaks of memory are read from /proc, which is there on Linux only")
     names = [operator.module, series.name, str(threads)]
     command = [sys.executable, "-W", "ignore", "-m", __name__, *names]
-    environment = {**os.environ, **MALLOC, **NO_CACHES, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **MALLOC, **NO_CACHES, "PYTHONPATH": path}
     flags = ["--quick"] if quick else []
     with subprocess.Popen(
         command + flags, env=environment, stdout=subprocess.PIPE, text=True
@@ -130,10 +131,11 @@ def _reset_peak() -> None:
 
 
 def _start_threads() -> None:
-    """Lets torch start its threads and load what every backward pass needs."""
+    """Lets torch start its threads, and import what its first gradient needs (tens of MB)."""
     torch.zeros(1 << 20).add_(1)
     x = torch.zeros(1, 16, 16, 16, requires_grad=True)
-    F.conv2d(x, x[:, :, :3, :3].detach()).sum().backward()
+    output = F.conv2d(x, x[:, :, :3, :3].detach())
+    torch.autograd.grad(output, [x], torch.ones_like(output), allow_unused=True)
 
 
 def _status() -> dict[str, int]:

@@ -70,21 +70,33 @@ def test_operator_memory_is_added_to_what_was_measured(tmp_path):
     assert (tmp_path / f"{name}_memory.png").exists()
 
 
-def test_memory_counts_what_a_call_takes():
-    from benchmarks.common.memory import _in_a_fork
-    from benchmarks.common.problem import Case, Problem
+TWICE = """
+import torch
+from benchmarks.common.problem import Case, Operator, Problem, Series
 
-    def twice(x):
-        return (x * 2) + 1  # the product is 8 MB beyond the output
+def build():
+    x = torch.ones(2 * 10**6, requires_grad=True)
+    return Problem([x], {"ours": lambda: x * 2 + 1})
 
-    def build():
-        x = torch.ones(2 * 10**6, requires_grad=True)
-        return Problem([x], {"ours": lambda: twice(x)})
+def operator(quick):
+    series = Series("size", {1: Case("", "", 0, build)})
+    return Operator("twice", cases=[], threads=[], growth=[], memory=[series])
+"""
 
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("memory is read from /proc")
-    found = _in_a_fork(Case("", "", 0, build), "ours", "forward", 1)
-    assert found["megabytes"] == pytest.approx(8, abs=1)
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+def test_memory_counts_what_a_call_takes(tmp_path, monkeypatch):
+    """Forward the product of 8 MB beside the sum; backward a gradient that is both."""
+    from benchmarks.common.memory import measure_memory
+
+    (tmp_path / "twice.py").write_text(TWICE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    operator = importlib.import_module("twice").operator(quick=True)
+    found = list(measure_memory(operator, operator.memory[0], threads=1, quick=True))
+    measured = {row["pass"]: row["megabytes"] for row in found if row["peer"] == "ours"}
+    assert measured["forward"] == pytest.approx(8, abs=1)
+    assert measured["backward"] == pytest.approx(0, abs=1)
 
 
 def test_absent_peers_are_told(tmp_path, capsys, monkeypatch):
