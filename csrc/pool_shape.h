@@ -64,4 +64,26 @@ inline PoolShape pool_shape(
   return s;
 }
 
+// The sizes of a backward call; grad_output must be of the output's shape.
+inline PoolShape pool_shape_of_gradient(
+    const Tensor& grad_output,
+    const Tensor& input,
+    const Tensor& rois,
+    const std::optional<Tensor>& offset,
+    int64_t group_size,
+    int64_t sampling_ratio,
+    bool need_offset) {
+  STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output: expected (R, C, Ph, Pw)");
+  const PoolShape s = pool_shape(
+      input, rois, offset, grad_output.size(2), grad_output.size(3), group_size, sampling_ratio);
+  STD_TORCH_CHECK(
+      grad_output.size(0) == s.rois && grad_output.size(1) == s.out_channels,
+      "grad_output: expected the shape of the output");
+  STD_TORCH_CHECK(
+      grad_output.scalar_type() == input.scalar_type(), "grad_output: expected input's type");
+  STD_TORCH_CHECK(
+      !need_offset || offset.has_value(), "offset: its gradient is asked for, but it is absent");
+  return s;
+}
+
 }  // namespace d2_deform
