@@ -5,18 +5,21 @@ serves every Python and every torch from 2.10 on. ``torch.ops.load_library`` loa
 (d2_deform/ops/_library.py).
 
 Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for
-``TORCH_CUDA_ARCH_LIST``; ``CUDA_HOME`` names the toolkit where the nvcc on the PATH is only a link
-or a wrapper ("cannot find -lcudart"); ``MAX_JOBS`` limits the compilers at a time.
+``TORCH_CUDA_ARCH_LIST``; ``CUDA_HOME`` names the toolkit, by default that of the nvcc on the PATH;
+``MAX_JOBS`` limits the compilers at a time.
 """
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    from torch.utils import cpp_extension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     raise SystemExit(
         "d2_deform is compiled against the PyTorch of the environment, and there is none. Install "
@@ -37,6 +40,17 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
+def find_toolkit() -> str | None:
+    """The CUDA toolkit's folder, or None. torch guesses it from the path of nvcc, which may be a
+    link or a wrapper; nvcc itself knows it."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or "CUDA_HOME" in os.environ or "CUDA_PATH" in os.environ:
+        return cpp_extension.CUDA_HOME
+    told = subprocess.run([nvcc, "--dryrun", "none.cu"], capture_output=True, text=True).stderr
+    tops = [line.partition("TOP=")[2] for line in told.splitlines() if "TOP=" in line]
+    return os.path.realpath(tops[0]) if tops else cpp_extension.CUDA_HOME
+
+
 def libraries() -> list[Extension]:
     cpu = CppExtension(
         "d2_deform._C",
@@ -48,8 +62,12 @@ def libraries() -> list[Extension]:
     kernels = sources("csrc/cuda/*.cu")
     if not kernels:
         return [cpu]
-    if CUDA_HOME is None or not (torch.cuda.is_available() or os.environ.get("FORCE_CUDA") == "1"):
-        print("d2_deform: operators for CPU only: no nvcc, or no GPU and FORCE_CUDA is not 1")
+    cpp_extension.CUDA_HOME = find_toolkit()
+    if cpp_extension.CUDA_HOME is None:
+        print("d2_deform: operators for CPU only: nvcc, the CUDA compiler, was not found")
+        return [cpu]
+    if not torch.cuda.is_available() and os.environ.get("FORCE_CUDA") != "1":
+        print("d2_deform: operators for CPU only: torch sees no GPU, and FORCE_CUDA is not 1")
         return [cpu]
     cuda = CUDAExtension(
         "d2_deform._C_cuda",
@@ -57,7 +75,11 @@ def libraries() -> list[Extension]:
         depends=sources("csrc/**/*.h"),
         extra_compile_args={
             "cxx": [*CXX_FLAGS, *WARNINGS, STABLE_ABI],
-            "nvcc": ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", STABLE_ABI],
+            # constexpr members of the standard library serve device code, too.
+            "nvcc": [
+                *("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DUSE_CUDA", STABLE_ABI),
+                f"-Xcompiler={','.join(['-fvisibility=hidden', *WARNINGS])}",
+            ],
         },
         py_limited_api=True,
     )

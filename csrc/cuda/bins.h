@@ -69,8 +69,10 @@ struct Bin {
     AxisRun<T> row, column;
     for (int64_t i = 0; next_run(y, i, row);) {
       for (int64_t j = 0; next_run(x, j, column);) {
-        for (int a = 0; a < row.cells(); ++a) {
-          for (int b = 0; b < column.cells(); ++b) {
+        // Constant bounds, so that the weights stay in registers.
+        for (int a = 0; a < 2; ++a) {
+          for (int b = 0; b < 2; ++b) {
+            if (a >= row.cells() || b >= column.cells()) continue;
             visit(
                 row.cell + a,
                 column.cell + b,

@@ -48,12 +48,13 @@ __global__ void __launch_bounds__(kThreads) each(const Body body, int64_t count)
   if (i < count) body(i);
 }
 
-// lanes: a power of two, at most a warp; count * lanes threads do anything.
+// lanes: 1 << shift, at most a warp; count * lanes threads do anything.
 template <typename Body>
-__global__ void __launch_bounds__(kThreads) each_sum(const Body body, int64_t count, int lanes) {
+__global__ void __launch_bounds__(kThreads) each_sum(const Body body, int64_t count, int shift) {
+  const int lanes = 1 << shift;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
-  const int64_t i = thread / lanes;
+  const int64_t i = thread >> shift;
   typename Body::Result sums{};
   if (i < count) sums = body.share(i, lane, lanes);
   // All threads of the warp take part, those beyond the last item with zeros.
@@ -84,7 +85,9 @@ class Launcher {
   template <typename Body>
   void for_each_sum(const char* name, int64_t count, int lanes, const Body& body) const {
     if (count == 0) return;
-    each_sum<<<blocks(name, count * lanes), kThreads, 0, stream_>>>(body, count, lanes);
+    int shift = 0;
+    while (1 << shift < lanes) ++shift;
+    each_sum<<<blocks(name, count * lanes), kThreads, 0, stream_>>>(body, count, shift);
     check(name);
   }
 

@@ -1,13 +1,14 @@
 """The CUDA operators' code run on the host.
 
-A plain C++ compiler turns csrc/cuda/*.cu into a library whose kernels are loops (csrc/cuda/launch.h)
-and which checks every access to an array. Its operators are registered under the dispatch key
-PrivateUse1, which nothing else uses; `emulated()` lets tensors in the host's memory go there. What
-it does not show: launch geometry, shuffles, atomics, streams.
+A plain C++ compiler turns csrc/cuda/*.cu into a library whose kernels are loops, see
+csrc/cuda/launch.h, and which checks every access to an array. Its operators are registered under
+the dispatch key PrivateUse1, which nothing else uses; `emulated()` lets tensors in the host's
+memory go there. What it does not show: launch geometry, shuffles, atomics, streams.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -38,6 +39,7 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++"))
 
 
+@functools.cache
 def build() -> Path:
     """The library, compiled once for each state of the sources."""
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
