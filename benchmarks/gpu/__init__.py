@@ -1,0 +1,1 @@
+"""What ``benchmarks.cuda`` is made of: times by events, the cases, the roofline, the report."""
