@@ -59,21 +59,32 @@ D2_DEFORM_HOST_DEVICE BilinearSample<T> bilinear_sample(T y, T x, int64_t height
 
 // Bilinear weights of the four cells.
 template <typename T>
-D2_DEFORM_HOST_DEVICE void bilinear_weights(const BilinearSample<T>& sample, T weight[4]) {
-  const T hy = T(1) - sample.ly;
-  const T hx = T(1) - sample.lx;
+D2_DEFORM_HOST_DEVICE void bilinear_weights(T ly, T lx, T weight[4]) {
+  const T hy = T(1) - ly;
+  const T hx = T(1) - lx;
   weight[0] = hy * hx;
-  weight[1] = hy * sample.lx;
-  weight[2] = sample.ly * hx;
-  weight[3] = sample.ly * sample.lx;
+  weight[1] = hy * lx;
+  weight[2] = ly * hx;
+  weight[3] = ly * lx;
 }
 
 // Derivatives of the sampled value with respect to y and x, given the four cells' values (0 where outside).
 template <typename T>
 D2_DEFORM_HOST_DEVICE void bilinear_derivatives(
+    T ly, T lx, const T value[4], T* dy, T* dx) {
+  *dy = (T(1) - lx) * (value[2] - value[0]) + lx * (value[3] - value[1]);
+  *dx = (T(1) - ly) * (value[1] - value[0]) + ly * (value[3] - value[2]);
+}
+
+template <typename T>
+D2_DEFORM_HOST_DEVICE void bilinear_weights(const BilinearSample<T>& sample, T weight[4]) {
+  bilinear_weights(sample.ly, sample.lx, weight);
+}
+
+template <typename T>
+D2_DEFORM_HOST_DEVICE void bilinear_derivatives(
     const BilinearSample<T>& sample, const T value[4], T* dy, T* dx) {
-  *dy = (T(1) - sample.lx) * (value[2] - value[0]) + sample.lx * (value[3] - value[1]);
-  *dx = (T(1) - sample.ly) * (value[1] - value[0]) + sample.ly * (value[3] - value[2]);
+  bilinear_derivatives(sample.ly, sample.lx, value, dy, dx);
 }
 
 }  // namespace d2_deform

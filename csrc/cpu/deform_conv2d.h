@@ -2,10 +2,15 @@
 #pragma once
 
 #include "../conv_shape.h"
-#include "../geometry.h"
-#include "tensors.h"
+#include "rows.h"
 
 namespace d2_deform::cpu {
+
+// Throws where a map has too many cells: their numbers are 32 bits wide (kernels.h, Index), and so is a sum of two.
+inline void check_cells(const ConvShape& s) {
+  STD_TORCH_CHECK(
+      s.height <= (int64_t(1) << 30) / s.width, "input: a map has more than 2**30 cells");
+}
 
 // A run of consecutive input channels that share both their group and their deformable group.
 struct ChannelRun {
@@ -28,45 +33,76 @@ inline std::vector<ChannelRun> channel_runs(const ConvShape& s, int64_t most) {
 
 // Where one tap of one deformable group samples for a run of output pixels: computed once, used by all its channels.
 template <typename T>
-struct SamplingPlan {
-  std::vector<BilinearSample<T>> samples;
-  std::vector<int64_t> index;  // 4 per pixel: cell, or `missing` where there is none
-  std::vector<T> weight;       // 4 per pixel, times the mask; 0 where there is no cell
-  std::vector<T> mask;
+class SamplingPlan {
+ public:
+  // most: the longest run.
+  explicit SamplingPlan(int64_t most)
+      : length_(round_up(most, 64)), indices_(4 * length_), values_(6 * length_) {
+    base_y_.resize(most);
+    base_x_.resize(most);
+    for (int64_t j = 0; j < 4; ++j) {
+      arrays.index[j] = indices_.data() + j * length_;
+      arrays.weight[j] = values_.data() + j * length_;
+    }
+    arrays.ly = values_.data() + 4 * length_;
+    arrays.lx = values_.data() + 5 * length_;
+  }
+  SamplingPlan(const SamplingPlan&) = delete;
+  SamplingPlan& operator=(const SamplingPlan&) = delete;
 
-  explicit SamplingPlan(int64_t pixels)
-      : samples(pixels), index(4 * pixels), weight(4 * pixels), mask(pixels) {}
-
-  // offset: (2*G*taps, Ho*Wo) of one picture, mask_data: (G*taps, Ho*Wo) or null.
-  void make(
-      const ConvShape& s,
-      const T* offset,
-      const T* mask_data,
-      int64_t deform_group,
-      int64_t tap,
-      int64_t first,
-      int64_t count,
-      int64_t missing) {
-    const int64_t row = deform_group * s.taps() + tap;
-    const T* dy = offset + 2 * row * s.pixels() + first;
-    const T* dx = dy + s.pixels();
-    const int64_t tap_y = tap / s.kernel_w * s.dilation_h - s.pad_h;
-    const int64_t tap_x = tap % s.kernel_w * s.dilation_w - s.pad_w;
+  // Output pixels [first, first + count), counted along the rows, are those of the next calls of make().
+  void choose_pixels(const ConvShape& s, int64_t first, int64_t count) {
+    first_ = first;
+    count_ = count;
+    int64_t h = first / s.out_width;
+    int64_t w = first % s.out_width;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t pixel = first + i;
-      const T y = static_cast<T>(pixel / s.out_width * s.stride_h + tap_y) + dy[i];
-      const T x = static_cast<T>(pixel % s.out_width * s.stride_w + tap_x) + dx[i];
-      samples[i] = bilinear_sample(y, x, s.height, s.width);
-      mask[i] = mask_data ? mask_data[row * s.pixels() + pixel] : T(1);
-      T w[4];
-      bilinear_weights(samples[i], w);
-      for (int j = 0; j < 4; ++j) {
-        const bool exists = samples[i].index[j] >= 0;
-        index[4 * i + j] = exists ? samples[i].index[j] : missing;
-        weight[4 * i + j] = exists ? w[j] * mask[i] : T(0);
+      base_y_[i] = h * s.stride_h;
+      base_x_[i] = w * s.stride_w;
+      if (++w == s.out_width) {
+        w = 0;
+        ++h;
       }
     }
   }
+
+  // offset: (2*G*taps, Ho*Wo) of one picture, mask: (G*taps, Ho*Wo) or null. missing: index of a cell outside the map.
+  void make(
+      const ConvShape& s,
+      const T* offset,
+      const T* mask,
+      int64_t deform_group,
+      int64_t tap,
+      int64_t missing) {
+    const int64_t row = deform_group * s.taps() + tap;
+    const T* dy = offset + 2 * row * s.pixels() + first_;
+    const PlanInputs<T> inputs{
+        base_y_.data(),
+        base_x_.data(),
+        tap / s.kernel_w * s.dilation_h - s.pad_h,
+        tap % s.kernel_w * s.dilation_w - s.pad_w,
+        dy,
+        dy + s.pixels(),
+        mask ? mask + row * s.pixels() + first_ : nullptr,
+        s.height,
+        s.width,
+        static_cast<Index<T>>(missing)};
+    kernels<T>().plan(inputs, count_, arrays);
+    mask_ = inputs.mask;
+  }
+
+  // The mask of sample i, 1 where there is none.
+  T mask(int64_t i) const { return mask_ ? mask_[i] : T(1); }
+
+  PlanArrays<T> arrays;
+
+ private:
+  int64_t length_;
+  std::vector<Index<T>> indices_;
+  std::vector<T> values_;
+  std::vector<int64_t> base_y_, base_x_;
+  int64_t first_ = 0, count_ = 0;
+  const T* mask_ = nullptr;
 };
 
 }  // namespace d2_deform::cpu

@@ -4,13 +4,13 @@
 // gradient belong to nobody else. One pass over the samples of a tile reads each cell once and gives the sampled values
 // (for the weight's gradient), the scatter (the map's) and the dot products (the offsets' and the mask's). So there are
 // no atomics, nothing is gathered twice, and results are the same for any number of threads.
+#include "../geometry.h"
 #include "deform_conv2d.h"
-#include "kernels.h"
 
 namespace d2_deform::cpu {
 namespace {
 
-constexpr int64_t kTile = 96;  // output pixels
+static const int64_t kTile = getenv("KT") ? atoi(getenv("KT")) : 96;  // output pixels
 // Tiles whose share of the weight's gradient is summed before it joins the total: a single long sum of float32 loses
 // digits once the total dwarfs what is added.
 constexpr int64_t kTilesPerSum = 16;
@@ -40,10 +40,10 @@ void for_each_weight(
   for (int64_t o = 0; o < s.group_out(); ++o) {
     const int64_t row = (slice.group * s.group_out() + o) * s.group_in();
     const int64_t first = slice.first - slice.group * s.group_in();
-    for (int64_t c = 0; c < slice.count; ++c) {
-      for (int64_t t = 0; t < taps; ++t) {
-        f(weight[(row + first + c) * taps + t], packed[(t * s.group_out() + o) * panel + c]);
-      }
+    for (int64_t t = 0; t < taps; ++t) {
+      W* in = weight + (row + first) * taps + t;
+      T* out = packed + (t * s.group_out() + o) * panel;
+      for (int64_t c = 0; c < slice.count; ++c) f(in[c * taps], out[c]);
     }
   }
 }
@@ -91,16 +91,17 @@ void offset_gradients(
     T* grad_x,
     T* grad_mask) {
   for (int64_t q = 0; q < pixels; ++q, dots += 4) {
-    const BilinearSample<T>& sample = plan.samples[q];
-    if (!sample.inside) {
+    const T ly = plan.arrays.ly[q];
+    const T lx = plan.arrays.lx[q];
+    if (ly < T(0)) {
       grad_y[q] = grad_x[q] = grad_mask[q] = T(0);
       continue;
     }
     T w[4], dy, dx;
-    bilinear_weights(sample, w);
-    bilinear_derivatives(sample, dots, &dy, &dx);
-    grad_y[q] = dy * plan.mask[q];
-    grad_x[q] = dx * plan.mask[q];
+    bilinear_weights(ly, lx, w);
+    bilinear_derivatives(ly, lx, dots, &dy, &dx);
+    grad_y[q] = dy * plan.mask(q);
+    grad_x[q] = dx * plan.mask(q);
     grad_mask[q] = w[0] * dots[0] + w[1] * dots[1] + w[2] * dots[2] + w[3] * dots[3];
   }
 }
@@ -123,6 +124,7 @@ void backward_slice(
   for (int64_t pixel = 0; pixel < s.pixels(); pixel += kTile) {
     const int64_t pixels = std::min(kTile, s.pixels() - pixel);
     const T* grad_output = picture.grad_output + pixel * s.out_channels + first_output;
+    work.plan.choose_pixels(s, pixel, pixels);
     for (int64_t t = 0; t < s.taps(); ++t) {
       work.plan.make(
           s,
@@ -130,8 +132,6 @@ void backward_slice(
           picture.mask,
           slice.deform_group,
           t,
-          pixel,
-          pixels,
           /*missing=*/s.cells());
       const T* tap_weight = packed_weight + t * outputs * panel;
       T* grad_tap_weight = work.recent.data() + t * outputs * panel;
@@ -150,13 +150,13 @@ void backward_slice(
             tap_weight,
             grad_columns,
             panel,
-            /*accumulate=*/false);
+            /*accumulate=*/false,
+            /*next_b=*/nullptr);
       }
       kernel.scatter(
           pixels,
           work.source.data(),
-          work.plan.index.data(),
-          work.plan.weight.data(),
+          work.plan.arrays,
           grad_columns,
           work.grad_source.data(),
           work.columns.data(),
@@ -180,7 +180,8 @@ void backward_slice(
             work.columns.data(),
             grad_tap_weight,
             panel,
-            /*accumulate=*/true);
+            /*accumulate=*/true,
+            /*next_b=*/nullptr);
       }
       if (needs.offsets()) {
         T* grad_y = partial + 3 * t * s.pixels() + pixel;
@@ -282,7 +283,12 @@ void backward(
 
   for (int64_t n = 0; n < s.batch; ++n) {
     torch::stable::parallel_for(0, s.out_height, 4, [&](int64_t begin, int64_t end) {
-      load_rows(picture<S>(grad_output, n), begin, end, grad_rows.data(), s.out_channels);
+      load_rows(
+          picture<S>(grad_output, n),
+          begin * s.out_width,
+          end * s.out_width,
+          grad_rows.data() + begin * s.out_width * s.out_channels,
+          s.out_channels);
     });
     if (needs.bias) add_bias_gradient(s, grad_rows.data(), grad_bias);
     if (!needs.samples()) continue;
@@ -299,7 +305,7 @@ void backward(
         load_rows(
             picture<S>(input, n).slice(slice.first, slice.count),
             0,
-            s.height,
+            s.cells(),
             work.source.data(),
             panel);
         backward_slice(
@@ -315,7 +321,7 @@ void backward(
           store_rows(
               picture<S>(gradients.input, n).slice(slice.first, slice.count),
               0,
-              s.height,
+              s.cells(),
               work.grad_source.data(),
               panel);
         }
@@ -374,6 +380,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     bool /*deterministic: always*/) {
   const ConvShape s = conv_shape(
       input, offset, weight, mask, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w);
+  check_cells(s);
   STD_TORCH_CHECK(
       grad_output.dim() == 4 && grad_output.size(0) == s.batch &&
           grad_output.size(1) == s.out_channels && grad_output.size(2) == s.out_height &&

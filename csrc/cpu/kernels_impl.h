@@ -30,6 +30,63 @@ inline Vector<T>& at(T* p) {
   return *reinterpret_cast<Vector<T>*>(p);
 }
 
+// Vectors of whole numbers with as many lanes as Vector<T>.
+template <typename T>
+struct IndexVectorOf {
+  typedef Index<T> type
+      __attribute__((vector_size(D2_DEFORM_VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+};
+template <typename T>
+using IndexVector = typename IndexVectorOf<T>::type;
+
+// Lane l of the result is lane choose(l, L) of a and b, counted through both: b's lanes are L to 2 L - 1.
+template <typename T, typename F, std::size_t... lane>
+inline Vector<T> choose_lanes(
+    const Vector<T>& a, const Vector<T>& b, F choose, std::index_sequence<lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, choose(lane, kLanes<T>)...);
+#else
+  return __builtin_shuffle(a, b, IndexVector<T>{Index<T>(choose(lane, kLanes<T>))...});
+#endif
+}
+
+template <typename T, typename F>
+inline Vector<T> choose_lanes(const Vector<T>& a, const Vector<T>& b, F choose) {
+  return choose_lanes<T>(a, b, choose, std::make_index_sequence<kLanes<T>>{});
+}
+
+// a and b cut into blocks of `block` lanes: a0 b0 a2 b2 ... and a1 b1 a3 b3 ...
+template <typename T, int64_t block>
+inline Vector<T> even_blocks(const Vector<T>& a, const Vector<T>& b) {
+  return choose_lanes<T>(a, b, [](int64_t lane, int64_t lanes) constexpr {
+    return lane / block % 2 ? lanes + lane - block : lane;
+  });
+}
+
+template <typename T, int64_t block>
+inline Vector<T> odd_blocks(const Vector<T>& a, const Vector<T>& b) {
+  return choose_lanes<T>(a, b, [](int64_t lane, int64_t lanes) constexpr {
+    return lane / block % 2 ? lanes + lane : lane + block;
+  });
+}
+
+// out[0:4] = the sums of a's, b's, c's and d's lanes.
+template <typename T>
+inline void sums_of_four(
+    const Vector<T>& a, const Vector<T>& b, const Vector<T>& c, const Vector<T>& d, T* out) {
+  const Vector<T> ab = even_blocks<T, 1>(a, b) + odd_blocks<T, 1>(a, b);
+  const Vector<T> cd = even_blocks<T, 1>(c, d) + odd_blocks<T, 1>(c, d);
+  if constexpr (kLanes<T> == 2) {
+    at(out) = ab;
+    at(out + 2) = cd;
+  } else {
+    Vector<T> sums = even_blocks<T, 2>(ab, cd) + odd_blocks<T, 2>(ab, cd);
+    if constexpr (kLanes<T> >= 16) sums += odd_blocks<T, 8>(sums, sums);
+    if constexpr (kLanes<T> >= 8) sums += odd_blocks<T, 4>(sums, sums);
+    for (int j = 0; j < 4; ++j) out[j] = sums[j];
+  }
+}
+
 template <typename T>
 inline T horizontal_sum(const Vector<T>& v) {
   T sum = 0;
@@ -37,7 +94,7 @@ inline T horizontal_sum(const Vector<T>& v) {
   return sum;
 }
 
-template <typename T, int kRows>
+template <typename T, int kRows, bool kFetch = false>
 void gemm_rows(
     int64_t depth,
     const T* a,
@@ -46,7 +103,8 @@ void gemm_rows(
     const T* b,
     T* c,
     int64_t c_stride,
-    bool accumulate) {
+    bool accumulate,
+    const T* next_b = nullptr) {
   Vector<T> sum[kRows][2];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -61,6 +119,10 @@ void gemm_rows(
   for (int64_t k = 0; k < depth; ++k) {
     const Vector<T> b0 = load(b + k * kPanel<T>);
     const Vector<T> b1 = load(b + k * kPanel<T> + kLanes<T>);
+    if constexpr (kFetch) {
+      __builtin_prefetch(next_b + k * kPanel<T>, 0, 2);
+      __builtin_prefetch(next_b + k * kPanel<T> + kLanes<T>, 0, 2);
+    }
     const T* ak = a + k * column_stride;
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -112,8 +174,16 @@ void gemm(
     const T* b,
     T* c,
     int64_t c_stride,
-    bool accumulate) {
+    bool accumulate,
+    const T* next_b) {
   constexpr int kRows = D2_DEFORM_GEMM_ROWS;
+  if (next_b != nullptr && rows >= kRows) {
+    gemm_rows<T, kRows, true>(
+        depth, a, row_stride, column_stride, b, c, c_stride, accumulate, next_b);
+    a += kRows * row_stride;
+    c += kRows * c_stride;
+    rows -= kRows;
+  }
   for (; rows >= kRows; rows -= kRows) {
     gemm_rows<T, kRows>(depth, a, row_stride, column_stride, b, c, c_stride, accumulate);
     a += kRows * row_stride;
@@ -123,26 +193,150 @@ void gemm(
   gemm_rest<T, kHalf>(rows, depth, a, row_stride, column_stride, b, c, c_stride, accumulate);
 }
 
+// One square of as many rows as a vector has lanes, in the registers: blocks of half a square, of a quarter and so on
+// change places across the diagonal.
+template <typename T, int64_t block>
+inline void swap_blocks(Vector<T>* rows) {
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes<T>; ++i) {
+    if (i / block % 2) continue;
+    const Vector<T> upper = rows[i];
+    rows[i] = even_blocks<T, block>(upper, rows[i + block]);
+    rows[i + block] = odd_blocks<T, block>(upper, rows[i + block]);
+  }
+  if constexpr (block > 1) swap_blocks<T, block / 2>(rows);
+}
+
+template <typename T>
+inline void transpose_square(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  constexpr int64_t kSquare = kLanes<T>;
+  Vector<T> square[kSquare];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kSquare; ++r) square[r] = load(in + r * in_stride);
+  swap_blocks<T, kSquare / 2>(square);
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kSquare; ++r) at(out + r * out_stride) = square[r];
+}
+
+template <typename T>
+void transpose(
+    int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  constexpr int64_t kSquare = kLanes<T>;
+  const int64_t whole_rows = rows - rows % kSquare;
+  const int64_t whole_columns = columns - columns % kSquare;
+  // The side whose rows lie farther apart is walked along its rows.
+  if (in_stride > out_stride) {
+    for (int64_t i = 0; i < whole_rows; i += kSquare) {
+      for (int64_t j = 0; j < whole_columns; j += kSquare) {
+        transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+      }
+    }
+  } else {
+    for (int64_t j = 0; j < whole_columns; j += kSquare) {
+      for (int64_t i = 0; i < whole_rows; i += kSquare) {
+        transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+      }
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
+      out[j * out_stride + i] = in[i * in_stride + j];
+    }
+  }
+}
+
+// One vector of samples; see geometry.h, bilinear_sample, whose steps it takes.
+template <typename T>
+inline void plan_vector(
+    const PlanInputs<T>& in,
+    const int64_t* base_y,
+    const int64_t* base_x,
+    const T* dy,
+    const T* dx,
+    const T* mask,
+    int64_t i,
+    const PlanArrays<T>& out) {
+  using V = Vector<T>;
+  using I = IndexVector<T>;
+  V y, x;
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+    y[lane] = static_cast<T>(base_y[lane] + in.tap_y);
+    x[lane] = static_cast<T>(base_x[lane] + in.tap_x);
+  }
+  y += load(dy);
+  x += load(dx);
+  const I height = I{} + static_cast<Index<T>>(in.height);
+  const I width = I{} + static_cast<Index<T>>(in.width);
+  const V zero{};
+  const V one = zero + T(1);
+  const I inside = (y > -one) & (y < zero + static_cast<T>(in.height)) & (x > -one) &
+                   (x < zero + static_cast<T>(in.width));
+  y = inside ? y : zero;
+  x = inside ? x : zero;
+  I top = __builtin_convertvector(y + one, I) - 1;
+  I left = __builtin_convertvector(x + one, I) - 1;
+  top += (y - __builtin_convertvector(top, V)) < zero;  // -1 where y + 1 was rounded up
+  left += (x - __builtin_convertvector(left, V)) < zero;
+  const V ly = y - __builtin_convertvector(top, V);
+  const V lx = x - __builtin_convertvector(left, V);
+  const V factor = mask ? load(mask) : one;
+  const I cell = top * width + left;
+  const I missing = I{} + in.missing;
+  const I rows[2] = {inside & (top >= 0), inside & (top + 1 < height)};
+  const I columns[2] = {left >= 0, left + 1 < width};
+  const V along_y[2] = {one - ly, ly};
+  const V along_x[2] = {one - lx, lx};
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const I exists = rows[j / 2] & columns[j % 2];
+    const I index = cell + (j / 2 ? width : I{}) + (j % 2);
+    *reinterpret_cast<I*>(out.index[j] + i) = exists ? index : missing;
+    at(out.weight[j] + i) = exists ? along_y[j / 2] * along_x[j % 2] * factor : zero;
+  }
+  at(out.ly + i) = inside ? ly : -one;
+  at(out.lx + i) = lx;
+}
+
+template <typename T>
+void plan(const PlanInputs<T>& in, int64_t count, const PlanArrays<T>& out) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+    const T* mask = in.mask ? in.mask + i : nullptr;
+    plan_vector(in, in.base_y + i, in.base_x + i, in.dy + i, in.dx + i, mask, i, out);
+  }
+  if (i == count) return;
+  // Nothing is read beyond the tensors' end.
+  int64_t base_y[kLanes<T>] = {}, base_x[kLanes<T>] = {};
+  T dy[kLanes<T>] = {}, dx[kLanes<T>] = {}, mask[kLanes<T>] = {};
+  for (int64_t lane = 0; i + lane < count; ++lane) {
+    base_y[lane] = in.base_y[i + lane];
+    base_x[lane] = in.base_x[i + lane];
+    dy[lane] = in.dy[i + lane];
+    dx[lane] = in.dx[i + lane];
+    if (in.mask) mask[lane] = in.mask[i + lane];
+  }
+  plan_vector(in, base_y, base_x, dy, dx, in.mask ? mask : nullptr, i, out);
+}
+
 template <typename T>
 void gather(
     int64_t count,
     int64_t length,
     const T* source,
     int64_t source_stride,
-    const int64_t* index,
-    const T* weight,
+    const PlanArrays<T>& plan,
     T* out,
     int64_t out_stride) {
   const int64_t whole = length - length % kLanes<T>;
-  for (int64_t i = 0; i < count; ++i, index += 4, weight += 4, out += out_stride) {
+  for (int64_t i = 0; i < count; ++i, out += out_stride) {
     // A cell that does not exist must not be read, not even with weight 0: another cell may hold NaN.
     const T* rows[4];
     T weights[4];
     int64_t cells = 0;
     for (int j = 0; j < 4; ++j) {
-      if (index[j] >= 0) {
-        rows[cells] = source + index[j] * source_stride;
-        weights[cells++] = weight[j];
+      if (plan.index[j][i] >= 0) {
+        rows[cells] = source + plan.index[j][i] * source_stride;
+        weights[cells++] = plan.weight[j][i];
       }
     }
     if (cells == 4) {
@@ -173,8 +367,7 @@ template <typename T>
 void scatter(
     int64_t count,
     const T* source,
-    const int64_t* index,
-    const T* weight,
+    const PlanArrays<T>& plan,
     const T* grad_column,
     T* grad_source,
     T* column,
@@ -185,17 +378,20 @@ void scatter(
     const Vector<T> g1 = load(grad_column + i * kWidth + kLanes<T>);
     Vector<T> c0{};
     Vector<T> c1{};
+    Vector<T> products[4];
+#pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const int64_t row = index[4 * i + j] * kWidth;
-      const T w = weight[4 * i + j];
+      const int64_t row = plan.index[j][i] * kWidth;
+      const T w = plan.weight[j][i];
       const Vector<T> s0 = load(source + row);
       const Vector<T> s1 = load(source + row + kLanes<T>);
       c0 += w * s0;
       c1 += w * s1;
-      dots[4 * i + j] = horizontal_sum<T>(g0 * s0 + g1 * s1);
+      products[j] = g0 * s0 + g1 * s1;
       at(grad_source + row) += w * g0;
       at(grad_source + row + kLanes<T>) += w * g1;
     }
+    sums_of_four<T>(products[0], products[1], products[2], products[3], dots + 4 * i);
     at(column + i * kWidth) = c0;
     at(column + i * kWidth + kLanes<T>) = c1;
   }
@@ -298,7 +494,10 @@ template <typename T>
 Kernels<T> table() {
   return {
       kPanel<T>,
+      D2_DEFORM_GEMM_ROWS,
       gemm<T>,
+      transpose<T>,
+      plan<T>,
       gather<T>,
       scatter<T>,
       weighted_sum<T>,

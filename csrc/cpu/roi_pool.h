@@ -3,7 +3,7 @@
 
 #include "../pool_shape.h"
 #include "../roi_geometry.h"
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace d2_deform::cpu {
 
