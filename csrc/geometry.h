@@ -70,8 +70,7 @@ D2_DEFORM_HOST_DEVICE void bilinear_weights(T ly, T lx, T weight[4]) {
 
 // Derivatives of the sampled value with respect to y and x, given the four cells' values (0 where outside).
 template <typename T>
-D2_DEFORM_HOST_DEVICE void bilinear_derivatives(
-    T ly, T lx, const T value[4], T* dy, T* dx) {
+D2_DEFORM_HOST_DEVICE void bilinear_derivatives(T ly, T lx, const T value[4], T* dy, T* dx) {
   *dy = (T(1) - lx) * (value[2] - value[0]) + lx * (value[3] - value[1]);
   *dx = (T(1) - ly) * (value[1] - value[0]) + ly * (value[3] - value[2]);
 }

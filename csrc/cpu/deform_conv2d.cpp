@@ -11,8 +11,10 @@ namespace d2_deform::cpu {
 namespace {
 
 constexpr int64_t kTileBytes = 640 * 1024;  // samples and sums of one tile: most of a level-2 cache
-constexpr int64_t kDepth = 256;  // samples of a pixel per product: a panel of weights fits the level-1 cache
-constexpr int64_t kRun = 128;  // channels gathered at a time: what all taps of a tile read of them stays in level 2
+constexpr int64_t kDepth =
+    256;  // samples of a pixel per product: a panel of weights fits the level-1 cache
+constexpr int64_t kRun =
+    128;  // channels gathered at a time: what all taps of a tile read of them stays in level 2
 constexpr int64_t kStagingBytes = 8 << 20;  // pictures laid out channels-last at a time
 
 // The samples of one tap and one run of channels: columns [column, column + channels.count) of its block.
@@ -70,8 +72,7 @@ void pack_weight(
   const std::vector<ChannelRun> runs = channel_runs(s, kRun);
   const int64_t items = static_cast<int64_t>(runs.size()) * panels;
   torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    Buffer<T> square(kChannels * taps * panel);
-    std::fill_n(square.data(), kChannels * taps * panel, T(0));
+    Buffer<T> square(kChannels * taps * panel, T(0));
     for (int64_t i = begin; i < end; ++i) {
       const ChannelRun& run = runs[i / panels];
       const int64_t p = i % panels;
@@ -80,15 +81,14 @@ void pack_weight(
       const T* in = weight + (row * s.group_in() + run.first - run.group * s.group_in()) * taps;
       for (int64_t c0 = 0; c0 < run.count; c0 += kChannels) {
         const int64_t count = std::min(kChannels, run.count - c0);
-        if (outputs < panel) std::fill_n(square.data(), count * taps * panel, T(0));
+        if (outputs < panel) square.fill(T(0));
         kernels<T>().transpose(
             outputs, count * taps, in + c0 * taps, s.group_in() * taps, square.data(), panel);
         for (int64_t t = 0; t < taps; ++t) {
           const Target& target = targets[i / panels * taps + t];
           T* out = packed + target.first + p * target.panel_stride + c0 * panel;
           for (int64_t c = 0; c < count; ++c) {
-            std::memcpy(
-                out + c * panel, square.data() + (c * taps + t) * panel, panel * sizeof(T));
+            std::memcpy(out + c * panel, square.data() + (c * taps + t) * panel, panel * sizeof(T));
           }
         }
       }

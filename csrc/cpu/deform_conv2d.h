@@ -37,9 +37,11 @@ class SamplingPlan {
  public:
   // most: the longest run.
   explicit SamplingPlan(int64_t most)
-      : length_(round_up(most, 64)), indices_(4 * length_), values_(6 * length_) {
-    base_y_.resize(most);
-    base_x_.resize(most);
+      : length_(round_up(most, 64)),
+        indices_(4 * length_),
+        values_(6 * length_),
+        base_y_(most),
+        base_x_(most) {
     for (int64_t j = 0; j < 4; ++j) {
       arrays.index[j] = indices_.data() + j * length_;
       arrays.weight[j] = values_.data() + j * length_;
@@ -47,8 +49,6 @@ class SamplingPlan {
     arrays.ly = values_.data() + 4 * length_;
     arrays.lx = values_.data() + 5 * length_;
   }
-  SamplingPlan(const SamplingPlan&) = delete;
-  SamplingPlan& operator=(const SamplingPlan&) = delete;
 
   // Output pixels [first, first + count), counted along the rows, are those of the next calls of make().
   void choose_pixels(const ConvShape& s, int64_t first, int64_t count) {
@@ -57,8 +57,8 @@ class SamplingPlan {
     int64_t h = first / s.out_width;
     int64_t w = first % s.out_width;
     for (int64_t i = 0; i < count; ++i) {
-      base_y_[i] = h * s.stride_h;
-      base_x_[i] = w * s.stride_w;
+      base_y_.data()[i] = h * s.stride_h;
+      base_x_.data()[i] = w * s.stride_w;
       if (++w == s.out_width) {
         w = 0;
         ++h;
@@ -98,9 +98,9 @@ class SamplingPlan {
 
  private:
   int64_t length_;
-  std::vector<Index<T>> indices_;
-  std::vector<T> values_;
-  std::vector<int64_t> base_y_, base_x_;
+  Buffer<Index<T>> indices_;
+  Buffer<T> values_;
+  Buffer<int64_t> base_y_, base_x_;
   int64_t first_ = 0, count_ = 0;
   const T* mask_ = nullptr;
 };

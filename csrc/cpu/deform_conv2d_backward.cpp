@@ -10,10 +10,10 @@
 namespace d2_deform::cpu {
 namespace {
 
-static const int64_t kTile = getenv("KT") ? atoi(getenv("KT")) : 96;  // output pixels
+constexpr int64_t kTile = 192;  // output pixels
 // Tiles whose share of the weight's gradient is summed before it joins the total: a single long sum of float32 loses
 // digits once the total dwarfs what is added.
-constexpr int64_t kTilesPerSum = 16;
+constexpr int64_t kTilesPerSum = 8;
 
 // Which gradients are asked for.
 struct Needs {
@@ -52,24 +52,24 @@ void for_each_weight(
 template <typename T>
 struct BackwardWork {
   SamplingPlan<T> plan;
-  std::vector<T> grad_columns, columns, dots;
+  Buffer<T> grad_columns, columns, dots;
   // The slice's channels of one picture, and their gradient. One row more than the map has: where cells outside the map
   // are read from (0) and written to.
-  std::vector<T> source, grad_source;
-  std::vector<T> recent;  // share of the last tiles in the weight's gradient
+  Buffer<T> source, grad_source;
+  Buffer<T> recent;  // share of the last tiles in the weight's gradient
 
   BackwardWork(const ConvShape& s, int64_t panel, int64_t slice_weight)
       : plan(kTile),
         grad_columns(kTile * panel),
         columns(kTile * panel),
         dots(kTile * 4),
-        source((s.cells() + 1) * panel),
+        source((s.cells() + 1) * panel, T(0)),
         grad_source(source.size()),
-        recent(slice_weight) {}
+        recent(slice_weight, T(0)) {}
 
   void add_recent_to(T* total) {
-    for (size_t i = 0; i < recent.size(); ++i) total[i] += recent[i];
-    std::fill(recent.begin(), recent.end(), T(0));
+    for (int64_t i = 0; i < recent.size(); ++i) total[i] += recent.data()[i];
+    recent.fill(T(0));
   }
 };
 
@@ -202,7 +202,7 @@ template <typename T>
 void reduce_partial(
     const ConvShape& s,
     const std::vector<ChannelRun>& slices,
-    const std::vector<T>& partial,
+    const Buffer<T>& partial,
     T* grad_offset,
     T* grad_mask) {
   const int64_t rows = s.deform_groups * s.taps();
@@ -255,8 +255,8 @@ void backward(
   const int64_t slice_partial = needs.offsets() ? 3 * s.taps() * s.pixels() : 0;
 
   const Tensor weight_t = dense<T>(weight);
-  std::vector<T> packed(count * slice_weight, T(0));
-  std::vector<T> grad_packed(needs.weight ? packed.size() : 0, T(0));
+  Buffer<T> packed(count * slice_weight, T(0));
+  Buffer<T> grad_packed(needs.weight ? packed.size() : 0, T(0));
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       for_each_weight(
@@ -277,8 +277,8 @@ void backward(
   const Tensor grad_mask_t =
       needs.mask ? torch::stable::new_empty(*mask_t, mask_t->sizes()) : not_asked(offset_t);
   const int64_t mask_size = s.deform_groups * s.taps() * s.pixels();
-  std::vector<T> partial(count * slice_partial);
-  std::vector<T> grad_rows(s.pixels() * s.out_channels);
+  Buffer<T> partial(count * slice_partial);
+  Buffer<T> grad_rows(s.pixels() * s.out_channels);
   std::vector<double> grad_bias(s.out_channels, 0.0);
 
   for (int64_t n = 0; n < s.batch; ++n) {
@@ -300,8 +300,8 @@ void backward(
       BackwardWork<T> work(s, panel, slice_weight);
       for (int64_t i = begin; i < end; ++i) {
         const ChannelRun& slice = slices[i];
-        std::fill(work.source.begin(), work.source.end(), T(0));
-        std::fill(work.grad_source.begin(), work.grad_source.end(), T(0));
+        if (slice.count < panel) work.source.fill(T(0));
+        work.grad_source.fill(T(0));
         load_rows(
             picture<S>(input, n).slice(slice.first, slice.count),
             0,

@@ -33,7 +33,7 @@ template <typename T>
 struct PlanArrays {
   Index<T>* index[4];
   T* weight[4];  // times the mask; 0 where there is no cell
-  T* ly;         // distance from the top-left cell; -1 where the sample is outside the map and counts for nothing
+  T* ly;  // distance from the top-left cell; -1 where the sample is outside the map and counts for nothing
   T* lx;
 };
 

@@ -104,7 +104,8 @@ void gemm_rows(
     T* c,
     int64_t c_stride,
     bool accumulate,
-    const T* next_b = nullptr) {
+    const T* fetch = nullptr,
+    int64_t fetch_step = 0) {
   Vector<T> sum[kRows][2];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
@@ -119,10 +120,7 @@ void gemm_rows(
   for (int64_t k = 0; k < depth; ++k) {
     const Vector<T> b0 = load(b + k * kPanel<T>);
     const Vector<T> b1 = load(b + k * kPanel<T> + kLanes<T>);
-    if constexpr (kFetch) {
-      __builtin_prefetch(next_b + k * kPanel<T>, 0, 2);
-      __builtin_prefetch(next_b + k * kPanel<T> + kLanes<T>, 0, 2);
-    }
+    if constexpr (kFetch) __builtin_prefetch(fetch + k * fetch_step, 0, 2);
     const T* ak = a + k * column_stride;
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
@@ -178,11 +176,24 @@ void gemm(
     const T* next_b) {
   constexpr int kRows = D2_DEFORM_GEMM_ROWS;
   if (next_b != nullptr && rows >= kRows) {
-    gemm_rows<T, kRows, true>(
-        depth, a, row_stride, column_stride, b, c, c_stride, accumulate, next_b);
-    a += kRows * row_stride;
-    c += kRows * c_stride;
-    rows -= kRows;
+    // Each block of rows fetches its share, so that the fetches hide behind the arithmetic.
+    const int64_t blocks = rows / kRows < kPanel<T> ? rows / kRows : kPanel<T>;
+    const int64_t step = kPanel<T> / blocks;
+    for (int64_t i = 0; i < blocks; ++i, rows -= kRows) {
+      gemm_rows<T, kRows, true>(
+          depth,
+          a,
+          row_stride,
+          column_stride,
+          b,
+          c,
+          c_stride,
+          accumulate,
+          next_b + i * step * depth,
+          step);
+      a += kRows * row_stride;
+      c += kRows * c_stride;
+    }
   }
   for (; rows >= kRows; rows -= kRows) {
     gemm_rows<T, kRows>(depth, a, row_stride, column_stride, b, c, c_stride, accumulate);

@@ -64,8 +64,7 @@ inline void for_each_element(const Picture<S>& map, int64_t begin, int64_t end, 
 // Cells [begin, end), counted along the rows of the map -> rows[(cell - begin) * row_length + channel]. Channels beyond
 // the map's, up to row_length, are left alone.
 template <typename S, typename T>
-void load_rows(
-    const Picture<S>& map, int64_t begin, int64_t end, T* rows, int64_t row_length) {
+void load_rows(const Picture<S>& map, int64_t begin, int64_t end, T* rows, int64_t row_length) {
   if constexpr (std::is_same_v<S, T>) {
     if (map.has_planes()) {
       kernels<T>().transpose(
