@@ -8,8 +8,6 @@ layout. Pictures are made when first asked for, into `$D2_DEFORM_CACHE` (default
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from d2_deform.data.cache import find_cache_dir, whole_folder
 from d2_deform.data.deformed_digits_drawing import (
     CLASS_NAMES,
     SPLITS,
@@ -126,13 +125,12 @@ def deformed_digits_folder(
     """The folder of a data set in the cache. Its name changes with every setting."""
     settings = settings or DeformedDigitsSettings()
     _check_request(split, num_images, seed)
-    cache_dir = cache_dir or os.environ.get("D2_DEFORM_CACHE") or "~/.cache/d2_deform"
     digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()
     name = (
         f"deformed_digits_v{GENERATOR_VERSION}_{split}_{num_images}_seed{seed}"
         f"_size{settings.image_size}_warp{settings.warp:g}_{digest[:8]}"
     )
-    return os.path.join(os.path.abspath(os.path.expanduser(cache_dir)), name)
+    return os.path.join(find_cache_dir(cache_dir), name)
 
 
 def write_deformed_digits(
@@ -144,9 +142,6 @@ def write_deformed_digits(
     num_threads: int | None = None,
 ) -> None:
     """Make a data set in PASCAL VOC layout, whole or not at all.
-
-    It is written beside its place and moved there when complete, so that an interrupted run leaves
-    no half data set and two processes may make the same one: the second finds it made.
 
     Args:
         dirname: the folder to make. If it exists, nothing happens.
@@ -162,14 +157,8 @@ def write_deformed_digits(
     if os.path.isdir(dirname):
         return
     check_drawing_tools()  # told before anything is written
-    parent, name = os.path.split(dirname)
-    os.makedirs(parent, exist_ok=True)
-    unfinished = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
-    try:
+    with whole_folder(dirname) as unfinished:
         _write_files(unfinished, split, num_images, seed, settings, num_threads)
-        _move_into_place(unfinished, dirname)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_files(
@@ -254,17 +243,6 @@ def _annotation_xml(image_id: str, width: int, height: int, digits: list[DigitBo
 def _write_text(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
-
-
-def _move_into_place(unfinished: str, dirname: str) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(unfinished, 0o777 & ~umask)  # mkdtemp lets only its owner in
-    try:
-        os.replace(unfinished, dirname)
-    except OSError:
-        if not os.path.isdir(dirname):  # else another process was first, with the same files
-            raise
 
 
 def _check_request(split: str, num_images: int, seed: int) -> None:

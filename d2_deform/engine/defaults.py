@@ -329,6 +329,8 @@ def _check_has_what_is_learnt(cfg: CfgNode, name: str) -> None:
 def _check_number_of_classes(cfg: CfgNode, name: str) -> None:
     metadata = MetadataCatalog.get(name)
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        if metadata.get("evaluator_type") == "sem_seg" and metadata.get("stuff_classes") is None:
+            DatasetCatalog.get(name)  # COCO's label maps are drawn now; then the classes are known
         section, class_names = "SEM_SEG_HEAD", metadata.get("stuff_classes")
     elif cfg.MODEL.META_ARCHITECTURE in DETECTORS:
         section, class_names = "ROI_HEADS", metadata.get("thing_classes")
