@@ -29,7 +29,7 @@ setup:  ## an environment (yours, or .venv) with torch, Detectron2 and this plug
 	@command -v $(PYTHON) > /dev/null || { echo "setup: $(PYTHON) not found: install Python 3.10 or newer (Debian and Ubuntu: apt-get install python3 python3-venv), or name one by PYTHON=..."; exit 1; }
 	@$(PYTHON) tools/setup_env.py
 
-quickstart: setup  ## train, evaluate and show a deformable R-FCN on the embedded data set (8 minutes on 2 cores)
+quickstart: setup  ## train, evaluate and show a deformable R-FCN on the embedded data set (9 to 13 minutes on 2 cores)
 	@$(ENV_PYTHON) tools/quickstart.py
 
 test: setup  ## all tests
