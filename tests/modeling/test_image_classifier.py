@@ -51,6 +51,32 @@ def test_loss_by_hand() -> None:
     torch.testing.assert_close(losses["loss_cls"], expected)
 
 
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        build_deform_resnet(18, 0, stem_out_channels=4, res2_out_channels=4),
+        build_deform_resnet(50, 0, stem_out_channels=4, res2_out_channels=16, width_per_group=4),
+        AlignedInceptionResNet(stem_out_channels=4, res2_out_channels=16),
+    ],
+    ids=["R_18", "R_50", "AIR"],
+)
+def test_blocks_start_as_their_shortcuts(backbone: nn.Module) -> None:
+    ImageClassifier(
+        backbone=backbone,
+        num_classes=3,
+        pixel_mean=MEAN,
+        pixel_std=STD,
+        zero_init_residual=True,
+    )
+    blocks = [
+        block for name in ("res2", "res3", "res4", "res5") for block in getattr(backbone, name)
+    ]
+    for block in blocks:
+        x = torch.randn(2, block.in_channels, 8, 8)
+        shortcut = x if block.shortcut is None else block.shortcut(x)
+        torch.testing.assert_close(block(x), F.relu(shortcut))
+
+
 def test_label_smoothing_by_hand() -> None:
     model = thin_classifier(label_smoothing=0.3)
     targets = torch.tensor([[0.1, 0.1, 0.8], [0.8, 0.1, 0.1]])

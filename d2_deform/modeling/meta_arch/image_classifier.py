@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class ImageClassifier(nn.Module):
         pixel_std: Sequence[float],
         in_feature: str = "res5",
         label_smoothing: float = 0.0,
+        zero_init_residual: bool = False,
     ) -> None:
         """
         Args:
@@ -44,6 +46,8 @@ class ImageClassifier(nn.Module):
                 channels. A network that starts from these weights needs the same.
             in_feature: name of the map that is classified.
             label_smoothing: 0 to 1, the share of the target that is spread evenly over all classes.
+            zero_init_residual: the last norm of every residual block starts at zero, so that blocks
+                start as their shortcuts (Goyal et al., "Accurate, Large Minibatch SGD", 5.1).
 
         Raises:
             ValueError: an argument is out of its range, or the backbone lacks the map.
@@ -63,6 +67,8 @@ class ImageClassifier(nn.Module):
         self.backbone = backbone
         self.in_feature = in_feature
         self.label_smoothing = label_smoothing
+        if zero_init_residual:
+            _zero_last_norms(backbone)
         self.linear = nn.Linear(given[in_feature].channels, num_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -77,6 +83,7 @@ class ImageClassifier(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "in_feature": cfg.MODEL.IMAGE_CLASSIFIER.IN_FEATURE,
             "label_smoothing": cfg.MODEL.IMAGE_CLASSIFIER.LABEL_SMOOTHING,
+            "zero_init_residual": cfg.MODEL.IMAGE_CLASSIFIER.ZERO_INIT_RESIDUAL,
         }
 
     @property
@@ -104,3 +111,14 @@ class ImageClassifier(nn.Module):
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
             return {"loss_cls": loss}
         return [{"scores": scores} for scores in logits.float().softmax(dim=1)]
+
+
+def _zero_last_norms(backbone: nn.Module) -> None:
+    """Of BasicBlock conv2's, of BottleneckBlock conv3's, of InceptionResNetBlock conv_out's."""
+    for block in backbone.modules():
+        if not isinstance(block, CNNBlockBase):
+            continue
+        convolutions = (getattr(block, name, None) for name in ("conv_out", "conv3", "conv2"))
+        last = next((convolution for convolution in convolutions if convolution is not None), None)
+        if last is not None and last.norm is not None:  # the stem has none of them
+            nn.init.zeros_(last.norm.weight)
