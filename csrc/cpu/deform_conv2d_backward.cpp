@@ -56,7 +56,8 @@ struct BackwardWork {
   // The slice's channels of one picture, and their gradient. One row more than the map has: where cells outside the map
   // are read from (0) and written to.
   Buffer<T> source, grad_source;
-  Buffer<T> recent;  // share of the last tiles in the weight's gradient
+  Buffer<T> weight;               // of the slice
+  Buffer<T> grad_weight, recent;  // its gradient, and the last tiles' share that it lacks
 
   BackwardWork(const ConvShape& s, int64_t panel, int64_t slice_weight)
       : plan(kTile),
@@ -65,10 +66,12 @@ struct BackwardWork {
         dots(kTile * 4),
         source((s.cells() + 1) * panel, T(0)),
         grad_source(source.size()),
+        weight(slice_weight, T(0)),
+        grad_weight(slice_weight),
         recent(slice_weight, T(0)) {}
 
-  void add_recent_to(T* total) {
-    for (int64_t i = 0; i < recent.size(); ++i) total[i] += recent.data()[i];
+  void add_recent() {
+    for (int64_t i = 0; i < recent.size(); ++i) grad_weight.data()[i] += recent.data()[i];
     recent.fill(T(0));
   }
 };
@@ -113,8 +116,6 @@ void backward_slice(
     const Needs& needs,
     const ChannelRun& slice,
     const PictureInputs<T>& picture,
-    const T* packed_weight,
-    T* grad_packed_weight,
     T* partial,  // (3 * taps, pixels): this slice's share of the y, x and mask gradients
     BackwardWork<T>& work) {
   const Kernels<T>& kernel = kernels<T>();
@@ -133,7 +134,7 @@ void backward_slice(
           slice.deform_group,
           t,
           /*missing=*/s.cells());
-      const T* tap_weight = packed_weight + t * outputs * panel;
+      const T* tap_weight = work.weight.data() + t * outputs * panel;
       T* grad_tap_weight = work.recent.data() + t * outputs * panel;
       T* grad_columns = work.grad_columns.data();
       if (s.depthwise()) {
@@ -191,10 +192,10 @@ void backward_slice(
       }
     }
     if (needs.weight && (pixel / kTile + 1) % kTilesPerSum == 0) {
-      work.add_recent_to(grad_packed_weight);
+      work.add_recent();
     }
   }
-  if (needs.weight) work.add_recent_to(grad_packed_weight);
+  if (needs.weight) work.add_recent();
 }
 
 // Sums the slices' shares of the offset and mask gradients of one picture, in the order of the slices.
@@ -255,20 +256,9 @@ void backward(
   const int64_t slice_partial = needs.offsets() ? 3 * s.taps() * s.pixels() : 0;
 
   const Tensor weight_t = dense<T>(weight);
-  Buffer<T> packed(count * slice_weight, T(0));
-  Buffer<T> grad_packed(needs.weight ? packed.size() : 0, T(0));
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for_each_weight(
-          s,
-          slices[i],
-          panel,
-          static_cast<const T*>(weight_t.data_ptr()),
-          packed.data() + i * slice_weight,
-          [](const T& w, T& p) { p = w; });
-    }
-  });
-
+  const T* weights = static_cast<const T*>(weight_t.data_ptr());
+  const Tensor grad_weight_t =
+      needs.weight ? torch::stable::new_empty(weight_t, weight_t.sizes()) : not_asked(weight_t);
   const Tensor offset_t = dense<T>(offset);
   const std::optional<Tensor> mask_t = dense_or_none<T>(mask);
   // In T until all pictures are done, then cast to the tensors' own type.
@@ -300,23 +290,30 @@ void backward(
       BackwardWork<T> work(s, panel, slice_weight);
       for (int64_t i = begin; i < end; ++i) {
         const ChannelRun& slice = slices[i];
-        if (slice.count < panel) work.source.fill(T(0));
+        if (slice.count < panel) {
+          work.source.fill(T(0));
+          work.weight.fill(T(0));
+        }
         work.grad_source.fill(T(0));
+        work.grad_weight.fill(T(0));
+        for_each_weight(
+            s, slice, panel, weights, work.weight.data(), [](const T& w, T& p) { p = w; });
         load_rows(
             picture<S>(input, n).slice(slice.first, slice.count),
             0,
             s.cells(),
             work.source.data(),
             panel);
-        backward_slice(
-            s,
-            needs,
-            slice,
-            inputs,
-            packed.data() + i * slice_weight,
-            needs.weight ? grad_packed.data() + i * slice_weight : nullptr,
-            partial.data() + i * slice_partial,
-            work);
+        backward_slice(s, needs, slice, inputs, partial.data() + i * slice_partial, work);
+        if (needs.weight) {
+          for_each_weight(
+              s,
+              slice,
+              panel,
+              static_cast<T*>(grad_weight_t.data_ptr()),
+              work.grad_weight.data(),
+              [n](T& w, const T& p) { w = n == 0 ? p : w + p; });
+        }
         if (needs.input) {
           store_rows(
               picture<S>(gradients.input, n).slice(slice.first, slice.count),
@@ -344,18 +341,6 @@ void backward(
     for (int64_t o = 0; o < s.out_channels; ++o) out[o] = static_cast<S>(T(grad_bias[o]));
   }
   if (needs.weight) {
-    const Tensor grad_weight_t = torch::stable::new_empty(weight_t, weight_t.sizes());
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        for_each_weight(
-            s,
-            slices[i],
-            panel,
-            static_cast<T*>(grad_weight_t.data_ptr()),
-            grad_packed.data() + i * slice_weight,
-            [](T& w, const T& p) { w = p; });
-      }
-    });
     gradients.weight = torch::stable::to(grad_weight_t, weight.scalar_type());
   }
 }
