@@ -48,7 +48,8 @@ def workspace_cases(quick: bool) -> Iterator[tuple[int, Case]]:
         for megabytes in (4, 8, 16, 24, 32, 48, 64, 128, 512):
             for backward in (False, True):
                 case = RES5.case(8, precision, backward, f"{megabytes} MiB, {precision}")
-                yield megabytes, replace(case, part=f"workspace {case.part.split()[-1]}")
+                part = f"workspace {case.part.split()[-1]}"
+                yield megabytes, replace(case, part=part, alone=True)
 
 
 def all_cases(quick: bool) -> Iterator[Case]:

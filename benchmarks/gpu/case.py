@@ -34,14 +34,18 @@ class Libraries:
 
     Attributes:
         backward: whether to time the gradients rather than the outputs.
+        alone: whether "ours" is all that is wanted.
     """
 
     backward: bool
+    alone: bool = False
     sets: dict[str, list[Call]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, operator: Callable[..., Tensor], tensors: Sequence[Tensor]) -> None:
         """Adds the call on one set of inputs; of ours also the deterministic gradients."""
+        if self.alone and name != "ours":
+            return
         leaves = [t.detach().requires_grad_(self.backward) for t in tensors]
         try:
             output = operator(*leaves)
@@ -78,6 +82,7 @@ class Case:
         moved: bytes of inputs and outputs, each moved once.
         input_bytes: of one set of inputs.
         add: adds the calls on one more set of inputs.
+        alone: whether only "ours" is measured.
     """
 
     part: str
@@ -87,6 +92,7 @@ class Case:
     moved: float
     input_bytes: int
     add: Callable[[Libraries, torch.dtype], None]
+    alone: bool = False
 
     @property
     def backward(self) -> bool:
@@ -94,7 +100,7 @@ class Case:
 
     def libraries(self) -> Libraries:
         """Sets of inputs, so many that the cache does not hold them."""
-        libraries = Libraries(self.backward)
+        libraries = Libraries(self.backward, self.alone)
         dtype = set_precision(self.precision)
         for _ in range(max(2, min(8, CACHE_BYTES // self.input_bytes + 1))):
             self.add(libraries, dtype)

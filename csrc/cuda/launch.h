@@ -110,19 +110,20 @@ class Launcher {
 
 #else
 
+// Goes through the items from last to first: no kernel may count on an order.
 class Launcher {
  public:
   explicit Launcher(const Tensor&) {}
 
   template <typename Body>
   void for_each(const char*, int64_t count, const Body& body) const {
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = count; i-- > 0;) body(i);
   }
 
   template <typename Body>
   void for_each_sum(const char*, int64_t count, int lanes, const Body& body) const {
     typename Body::Result share[kMostLanes];
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = count; i-- > 0;) {
       for (int lane = 0; lane < lanes; ++lane) share[lane] = body.share(i, lane, lanes);
       for (int distance = lanes / 2; distance > 0; distance /= 2) {
         for (int lane = 0; lane < distance; ++lane) {

@@ -5,6 +5,7 @@ All other tests run on them as well, through the fixture `device`.
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from d2_deform.ops import deform_conv2d, reference
 
 from . import pooling
 from .conftest import EMULATED, GPUS, require_cuda
-from .emulation import compiler, emulated
+from .emulation import ROOT, compiler, emulated
 from .helpers import (
     ALL_DTYPES,
     TOLERANCE,
@@ -135,6 +136,16 @@ def test_input_that_is_not_aligned_to_packs(
     memory = input.new_empty(input.numel() + 1)[1:]
     arguments["input"] = memory.as_strided(input.size(), input.stride()).copy_(input)
     assert_matches(deform_conv2d, reference.deform_conv2d, arguments)
+
+
+@pytest.mark.xdist_group("cuda_emulation")
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler for the emulation")
+def test_sanitizers_small_case_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """What tools/check_cuda.py gives to compute-sanitizer, here on the emulation."""
+    code = runpy.run_path(str(ROOT / "tools" / "check_cuda.py"))["SMALL_CASE"]
+    with emulated():
+        exec(code.replace('"cuda"', '"cpu"').replace("torch.cuda.synchronize()", ""), {})
+    assert capsys.readouterr().out == "small case done\n"
 
 
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
@@ -253,7 +264,7 @@ def test_workspace_is_all_that_a_large_batch_needs(cuda: str) -> None:
         before = torch.cuda.memory_allocated()
         output = deform_conv2d(x, offset, weight, padding=1)
         extra = torch.cuda.max_memory_allocated() - before - output.nbytes
-    assert extra < 80 << 20  # 32 MiB of columns, the weight, cuBLAS's own workspace
+    assert extra < 160 << 20  # 32 MiB of columns, the weight, cuBLAS's own workspaces
 
 
 def require_memory(gigabytes: float) -> None:
