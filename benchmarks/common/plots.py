@@ -18,6 +18,7 @@ COLOURS = {
     "plain": "#8a8a8a",
 }
 MEMORY_GOAL = 8  # MB a thread
+SMALLEST = 0.1  # MB; a logarithmic axis has no room for nothing
 
 
 def draw(data: dict[str, Any], folder: Path) -> list[Path]:
@@ -65,40 +66,36 @@ def _bars(parts: dict[str, list[Row]], data: dict[str, Any]) -> Any:
     count = max(len(rows) for rows in parts.values())
     size = (max(7.0, 1.5 + 1.05 * count), 3.6 * len(parts) + 0.6)
     figure, axes = plt.subplots(len(parts), 1, figsize=size, squeeze=False, layout="constrained")
-    figure.suptitle(f"{_subject(data)}: ms, median; logarithmic")
+    figure.suptitle(f"{_subject(data)}: ms, median")
     for axis, (part, rows) in zip(axes[:, 0], parts.items(), strict=True):
         rows = [row for row in rows if "times" in row]
         names = [name for name in COLOURS if any(name in row["times"] for row in rows)]
         width = 0.85 / len(names)
+        crowded = len(names) * len(rows) > 12
+        values = []
         for i, name in enumerate(names):
-            drawn = [
-                (j, row["times"][name]["median"])
-                for j, row in enumerate(rows)
-                if name in row["times"]
-            ]
+            drawn = [(j, row["times"][name]) for j, row in enumerate(rows) if name in row["times"]]
+            values += [times["median"] for _, times in drawn]
             bars = axis.bar(
                 [j + (i - (len(names) - 1) / 2) * width for j, _ in drawn],
-                [value for _, value in drawn],
+                [times["median"] for _, times in drawn],
                 width,
                 color=COLOURS[name],
                 label=name,
             )
-            axis.bar_label(
-                bars,
-                [three_digits(value) for _, value in drawn],
-                fontsize=6,
-                rotation=90,
-                padding=2,
-            )
-        axis.set_yscale("log")
+            labels = [three_digits(times["median"]) for _, times in drawn]
+            axis.bar_label(bars, labels, fontsize=7, rotation=90 if crowded else 0, padding=2)
+        logarithmic = max(values) > 5 * min(values)
+        if logarithmic:
+            axis.set_yscale("log")
         axis.margins(y=0.25)
         axis.set_xlim(-0.6, len(rows) - 0.4)
-        axis.set_ylabel(part)
-        labels = [
+        axis.set_ylabel(f"{part}, logarithmic" if logarithmic else part)
+        cases = [
             row["case"].replace(", ", ",\n").replace(" channels-last", "\nchannels-last")
             for row in rows
         ]
-        axis.set_xticks(range(len(rows)), labels, fontsize=7)
+        axis.set_xticks(range(len(rows)), cases, fontsize=7)
         axis.legend(
             loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, ncols=len(names), frameon=False
         )
@@ -150,8 +147,7 @@ def _memory(rows: list[Row], data: dict[str, Any]) -> Any:
                     for row in chosen
                     if peer in row["megabytes"]
                 ]
-                # A logarithmic axis has no room for nothing
-                values = [max(value, 0.1) for _, value in points]
+                values = [max(value, SMALLEST) for _, value in points]
                 axis.loglog(
                     [x for x, _ in points],
                     values,
@@ -166,7 +162,7 @@ def _memory(rows: list[Row], data: dict[str, Any]) -> Any:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.set_xlabel(name)
-    axes[0, 0].set_ylabel("MB, all threads")
+    axes[0, 0].set_ylabel(f"MB, all threads (less than {SMALLEST} as {SMALLEST})")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
     )

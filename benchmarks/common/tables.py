@@ -36,23 +36,38 @@ def part_table(part: str, content: dict[str, Any]) -> str:
 
 
 def goals_table(goals: Iterable[dict[str, Any]]) -> str:
-    """Every goal of every row, those that are not met first."""
-    ordered = sorted(goals, key=lambda goal: goal.get("met", False))
-    head = ["where", "case", "figure", "goal", "found"]
-    body = [
-        [f"{g['benchmark']}, {g['part']}", g["case"], g["figure"], g["limit"], verdict(g)]
-        for g in ordered
-    ]
-    return _markdown(head, body)
+    """A row for each goal with the case that is farthest from it; those not met come first."""
+    body = []
+    for (benchmark, part, figure, limit), cases in _by_goal(goals).items():
+        judged = [case for case in cases if "met" in case]
+        if judged:
+            farthest = max if limit.startswith("<=") else min
+            worst = farthest(judged, key=lambda case: case["value"])
+            met = sum(case["met"] for case in judged)
+            found = f"{worst['value']:.3g} ({worst['case']})"
+            told = ("met" if met == len(judged) else "NOT met") + f": {met} of {len(judged)}"
+        else:
+            found, told = cases[0]["absent"], "not judged"
+        body.append([f"{benchmark}, {part}", figure, limit, found, told])
+    body.sort(key=lambda line: line[-1].startswith("met"))
+    return _markdown(["where", "figure", "goal", "farthest from it", "cases"], body)
 
 
-def summary(goals: list[dict[str, Any]]) -> str:
-    """How many are met."""
-    judged = [goal for goal in goals if "met" in goal]
-    met = sum(goal["met"] for goal in judged)
-    text = f"{met} of {len(judged)} goals met"
-    others = len(goals) - len(judged)
+def summary(goals: Iterable[dict[str, Any]]) -> str:
+    """How many goals are met by all their cases."""
+    grouped = [[case.get("met") for case in cases] for cases in _by_goal(goals).values()]
+    judged = [cases for cases in grouped if any(met is not None for met in cases)]
+    text = f"{sum(False not in cases for cases in judged)} of {len(judged)} goals met"
+    others = len(grouped) - len(judged)
     return text + (f", {others} not judged" if others else "")
+
+
+def _by_goal(goals: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for goal in goals:
+        key = tuple(goal[name] for name in ("benchmark", "part", "figure", "limit"))
+        grouped.setdefault(key, []).append(goal)
+    return grouped
 
 
 def machine_list(data: dict[str, Any]) -> str:
