@@ -58,6 +58,7 @@ def test_operator_times(name, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{name}: goals not judged")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_operator_memory_is_added_to_what_was_measured(tmp_path):
     name = "deform_roi_pool"
@@ -84,6 +85,7 @@ def operator(quick):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_memory_counts_what_a_call_takes(tmp_path, monkeypatch):
     """Forward the product of 8 MB beside the sum; backward a gradient that is both."""
