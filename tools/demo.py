@@ -10,7 +10,6 @@ Detectors and semantic segmentation; --show-sampling is for detectors.
 """
 
 import argparse
-import glob
 import os
 import sys
 import time
@@ -23,10 +22,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
 
-from d2_deform.engine import ConfigError, load_config
+from d2_deform.engine import ConfigError, find_pictures, load_config
+from d2_deform.engine.pictures import PICTURE_SUFFIXES
 from d2_deform.visualization import predict_with_figure
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -89,25 +87,6 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             "add: --opts MODEL.WEIGHTS path/to/model_final.pth"
         )
     return cfg
-
-
-def find_pictures(inputs: list[str]) -> list[str]:
-    """Expands folders and patterns, in order, each picture once."""
-    paths: dict[str, None] = {}
-    for given in inputs:
-        given = os.path.expanduser(given)
-        if os.path.isdir(given):
-            found = [
-                os.path.join(given, name)
-                for name in sorted(os.listdir(given))
-                if name.lower().endswith(PICTURE_SUFFIXES)
-            ]
-        else:
-            found = [given] if os.path.isfile(given) else sorted(glob.glob(given))
-        if not found:
-            raise ConfigError(f"--input {given}: no picture is found there.")
-        paths.update(dict.fromkeys(found))
-    return list(paths)
 
 
 def output_paths(pictures: list[str], output: str, show_sampling: bool) -> list[list[str]]:

@@ -5,6 +5,8 @@ from d2_deform.engine.classification import ClassificationTrainer
 from d2_deform.engine.command_line import run_tool
 from d2_deform.engine.defaults import ConfigError, load_config, setup
 from d2_deform.engine.hooks import OffsetMonitor
+from d2_deform.engine.pictures import find_pictures, read_picture, write_new_file
+from d2_deform.engine.predictor import build_predictor
 from d2_deform.engine.proposals import dump_proposals
 from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.engine.trainer import DeformTrainer
@@ -14,10 +16,14 @@ __all__ = [
     "ConfigError",
     "DeformTrainer",
     "OffsetMonitor",
+    "build_predictor",
     "dump_proposals",
+    "find_pictures",
     "load_config",
+    "read_picture",
     "run_tool",
     "scale_to_world_size",
     "setup",
     "write_backbone",
+    "write_new_file",
 ]

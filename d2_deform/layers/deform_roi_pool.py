@@ -64,11 +64,27 @@ class DeformRoIPool(nn.Module):
         Returns:
             Tensor[R, C, Ph, Pw].
         """
-        pooled = self._pool(x, rois, None)
         if self.offset_fc is None:
-            return pooled
-        offset = self.offset_fc(pooled.flatten(1))
-        return self._pool(x, rois, offset.reshape(-1, 2, *self.output_size))
+            return self._pool(x, rois, None)
+        return self._pool(x, rois, self.predict_offset(x, rois))
+
+    def predict_offset(self, x: Tensor, rois: Tensor) -> Tensor:
+        """The displacement of every bin, before ``gamma``.
+
+        Args:
+            x (Tensor[N, C, H, W]): features.
+            rois (Tensor[R, 5]): batch index, x1, y1, x2, y2 in pixels of the input image.
+
+        Returns:
+            Tensor[R, 2, Ph, Pw].
+
+        Raises:
+            ValueError: the layer is rigid.
+        """
+        if self.offset_fc is None:
+            raise ValueError("the layer is rigid; with in_channels it has an offset branch")
+        offset = self.offset_fc(self._pool(x, rois, None).flatten(1))
+        return offset.reshape(-1, 2, *self.output_size)
 
     def _pool(self, x: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
         return deform_roi_pool(

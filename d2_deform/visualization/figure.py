@@ -1,24 +1,23 @@
-"""One figure of a prediction: boxes, sampling points, part bins."""
+"""Figures of a prediction: what was found, and where the network looked."""
+
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
-from d2_deform.visualization.sampling import (
-    draw_part_bins,
-    draw_sampling_points,
-    record_sampling,
+from d2_deform.visualization.drawing import draw_part_bins, draw_sampling_points
+from d2_deform.visualization.panels import PANEL_SIDE, Row, arrange_panels
+from d2_deform.visualization.prediction import (
+    Location,
+    SampledPrediction,
+    predict_with_sampling,
 )
 
-__all__ = ["draw_prediction_figure", "predict_with_figure"]
+__all__ = ["draw_offset_figure", "draw_prediction_figure", "predict_with_figure"]
 
-PANEL_SIDE = 480  # pixels of a panel's longer side
-TITLE_HEIGHT = 28  # pixels
 BOX_COLOURS = (
     *("#00e5ff", "#ffea00", "#76ff03", "#ff4081", "#ff9100"),
     *("#7c9cff", "#1de9b6", "#e040fb", "#ff5252", "#ffffff"),
@@ -29,7 +28,7 @@ def draw_prediction_figure(
     predictor: DefaultPredictor,
     image: np.ndarray,
     confidence_threshold: float = 0.5,
-    location: tuple[float, float] | None = None,
+    location: Location | None = None,
 ) -> np.ndarray:
     """Draws what a detector found and where it looked.
 
@@ -54,91 +53,130 @@ def predict_with_figure(
     predictor: DefaultPredictor,
     image: np.ndarray,
     confidence_threshold: float = 0.5,
-    location: tuple[float, float] | None = None,
+    location: Location | None = None,
 ) -> tuple[Instances, np.ndarray]:
     """Predicts once; as :func:`draw_prediction_figure`.
 
     Returns:
         The detections, on CPU, with those below the threshold; and the figure.
     """
-    rgb = np.ascontiguousarray(image[:, :, ::-1])
-    scale = PANEL_SIDE / max(rgb.shape[:2])
-    with record_sampling(predictor.model) as record:
-        found: Instances = predictor(image)["instances"].to("cpu")
-    detections = found[found.scores >= confidence_threshold]
-    best = detections[int(detections.scores.argmax())] if len(detections) else None
-    if location is None:
-        location = _middle(best, rgb)
-    ratio = _network_pixels_per_pixel(predictor, image)
-
-    names = getattr(getattr(predictor, "metadata", None), "thing_classes", None)
-    panels = {"detections": _draw_detections(rgb, detections, names, scale)}
-    if record.fields:
-        points = record.trace((location[0] * ratio[0], location[1] * ratio[1])) / ratio
+    prediction = predict_with_sampling(predictor, image)
+    detections = prediction.detections(confidence_threshold)
+    rgb, scale = prediction.image, _scale(prediction)
+    panels = {"detections": _draw_detections(prediction, detections, scale)}
+    if prediction.record.fields:
+        location = location or prediction.middle(confidence_threshold)
+        points = prediction.trace(location)
         title = f"{len(points)} sampling locations of one activation"
         panels[title] = draw_sampling_points(rgb, points, location, scale)
-    if record.pool_feature is not None and best is not None:
-        boxes, box_ratio = best.pred_boxes.tensor, torch.tensor(ratio * 2)
-        bins = record.part_bins(boxes * box_ratio, best.pred_classes) / box_ratio
+    if prediction.has_part_bins and len(detections):
+        best = detections[0]
+        bins = prediction.part_bins(best)
         title = f"{bins.shape[1]} x {bins.shape[2]} bins of the most confident detection"
-        panels[title] = draw_part_bins(rgb, boxes, bins, scale)
-    return found, _put_side_by_side(panels)
+        panels[title] = draw_part_bins(rgb, best.pred_boxes.tensor, bins, scale)
+    return prediction.detections(), arrange_panels([panels])
+
+
+def draw_offset_figure(
+    prediction: SampledPrediction,
+    locations: Sequence[Location] = (),
+    layers: int = 3,
+    group: int = 0,
+    confidence_threshold: float = 0.5,
+    num_detections: int = 1,
+) -> np.ndarray:
+    """Draws where a network samples, right, beside where it would without its offsets, left.
+
+    A row for each location: the sampling points (paper figure 6) and, in yellow, their convex hull.
+    Then, of a detector with deformable (PS-)RoI pooling, a row for each of the most confident
+    detections: its bins (paper figure 7).
+
+    Args:
+        prediction: from :func:`predict_with_sampling`.
+        locations: (x, y) in pixels, of the activations; none: the middle of the most confident
+            detection, or of the picture where nothing is found.
+        layers: how many deformable convolutions to follow, from the last one.
+        group: which deformable group's offsets to follow.
+        confidence_threshold: detections below it are left out.
+        num_detections: rows of detections, at most.
+
+    Returns:
+        uint8 picture, RGB.
+
+    Raises:
+        ValueError: there is nothing to draw: no deformable convolution, and no detection whose
+            bins move.
+    """
+    rows: list[Row] = []
+    if prediction.record.fields:
+        for location in locations or [prediction.middle(confidence_threshold)]:
+            rows.append(_draw_location(prediction, location, layers, group))
+    if prediction.has_part_bins:
+        detections = prediction.detections(confidence_threshold)
+        for index in range(min(num_detections, len(detections))):
+            rows.append(_draw_bins(prediction, detections[index]))
+    if not rows:
+        raise ValueError(
+            "there is nothing to draw: the network has no deformable convolution, and no detection "
+            f"scores {confidence_threshold} or more whose bins could be shown"
+        )
+    return arrange_panels(rows)
+
+
+def _draw_location(
+    prediction: SampledPrediction, location: Location, layers: int, group: int
+) -> Row:
+    image, scale = prediction.image, _scale(prediction)
+    fields = prediction.record.fields[-layers:]
+    at_rest = prediction.trace(location, layers, group, deformed=False)
+    points = prediction.trace(location, layers, group)
+    dilations = ", ".join(f"{one.name} {one.layer.dilation[0]}" for one in fields)
+    effective = ", ".join(
+        f"{one.name} {prediction.effective_dilation(one, location, group):.1f}" for one in fields
+    )
+    titles = [
+        f"without offsets: {_describe(at_rest, image)}\ndilation: {dilations}",
+        f"deformable: {_describe(points, image)}\neffective dilation: {effective}",
+    ]
+    return {
+        title: draw_sampling_points(image, places, location, scale, outline=True)
+        for title, places in zip(titles, (at_rest, points), strict=True)
+    }
+
+
+def _describe(points: np.ndarray, image: np.ndarray) -> str:
+    width, height = np.ptp(points, axis=0)
+    outside = int(((points < 0) | (points > image.shape[1::-1])).any(axis=1).sum())
+    text = f"{len(points)} points over {width:.0f} x {height:.0f} pixels"
+    return f"{text}, {outside} outside" if outside else text
+
+
+def _draw_bins(prediction: SampledPrediction, detection: Instances) -> Row:
+    image, box = prediction.image, detection.pred_boxes.tensor
+    at_rest, bins = (prediction.part_bins(detection, deformed) for deformed in (False, True))
+    shape = f"{bins.shape[1]} x {bins.shape[2]} bins of {prediction.label(detection)}"
+    return {
+        f"without offsets: {shape}": draw_part_bins(image, box, at_rest, _scale(prediction)),
+        f"deformable: {shape}": draw_part_bins(image, box, bins, _scale(prediction)),
+    }
+
+
+def _scale(prediction: SampledPrediction) -> float:
+    return PANEL_SIDE / max(prediction.image.shape[:2])
 
 
 def _draw_detections(
-    image: np.ndarray, detections: Instances, names: list[str] | None, scale: float
+    prediction: SampledPrediction, detections: Instances, scale: float
 ) -> np.ndarray:
     """Boxes in one strong colour a class, each with its class and score."""
-    classes = detections.pred_classes.tolist()
-    labels = [
-        f"{names[label] if names else label}: {score:.0%}"
-        for label, score in zip(classes, detections.scores.tolist(), strict=True)
+    labels = [prediction.label(detections[index]) for index in range(len(detections))]
+    visualizer = Visualizer(prediction.image, scale=scale, font_size_scale=1.5)
+    colours = [
+        to_rgb(BOX_COLOURS[label % len(BOX_COLOURS)]) for label in detections.pred_classes.tolist()
     ]
-    visualizer = Visualizer(image, scale=scale, font_size_scale=1.5)
-    colours = [to_rgb(BOX_COLOURS[label % len(BOX_COLOURS)]) for label in classes]
     visualizer.overlay_instances(
         boxes=detections.pred_boxes, labels=labels, assigned_colors=colours
     )
     for box, colour in zip(detections.pred_boxes, colours, strict=True):
         visualizer.draw_box(box.tolist(), alpha=1.0, edge_color=colour)
     return visualizer.output.get_image()
-
-
-def _middle(detection: Instances | None, image: np.ndarray) -> tuple[float, float]:
-    if detection is None:
-        return image.shape[1] / 2, image.shape[0] / 2
-    x, y = detection.pred_boxes.get_centers()[0].tolist()
-    return x, y
-
-
-def _network_pixels_per_pixel(
-    predictor: DefaultPredictor, image: np.ndarray
-) -> tuple[float, float]:
-    """How ``DefaultPredictor`` resizes a picture, (x, y)."""
-    corner = np.array([[image.shape[1], image.shape[0]]], dtype=np.float64)
-    x, y = (predictor.aug.get_transform(image).apply_coords(corner.copy()) / corner)[0].tolist()
-    return x, y
-
-
-def _put_side_by_side(panels: dict[str, np.ndarray]) -> np.ndarray:
-    """Panels of the same height, each under its title."""
-    gap = 12
-    height = max(panel.shape[0] for panel in panels.values()) + TITLE_HEIGHT + gap
-    width = sum(panel.shape[1] + gap for panel in panels.values()) + gap
-    dpi = 100
-    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-    left = gap
-    for title, panel in panels.items():
-        figure.figimage(panel, left, gap)
-        figure.text(
-            (left + panel.shape[1] / 2) / width,
-            1 - 0.5 * TITLE_HEIGHT / height,
-            title,
-            ha="center",
-            va="center",
-            fontsize=11,
-        )
-        left += panel.shape[1] + gap
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -1,50 +1,52 @@
-"""Where deformable convolutions sample and where the bins of RoI pooling go (paper figures 6, 7).
+"""Where deformable convolutions sample and where the bins of RoI pooling go (paper figures 4 to 7).
 
 Positions on feature maps are (y, x), as convolution offsets are; whatever leaves this module is
 (x, y) in pixels of the network's input picture. Cell i of a map of stride s has its centre at pixel
 ``(i + 0.5) * s``, as in the official release's demonstration and in aligned RoI pooling.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2_deform.layers import DeformPSRoIPool, OffsetConv2d
+from d2_deform.layers import OffsetConv2d
 from d2_deform.modeling.backbone import InceptionResNetBlock
+from d2_deform.visualization.bin_shift import (
+    find_deformable_pool,
+    keep_pool_maps,
+    predict_bin_shift,
+)
 
 __all__ = [
+    "OffsetField",
     "SamplingRecord",
-    "draw_part_bins",
-    "draw_sampling_points",
+    "has_deformable_layer",
     "part_bins",
     "record_sampling",
     "trace_sampling_locations",
 ]
 
-Colour = tuple[int, int, int]
-SAMPLE_COLOUR: Colour = (235, 30, 40)
-LOCATION_COLOUR: Colour = (40, 230, 90)
-ROI_COLOUR: Colour = (40, 120, 255)
-
 
 @dataclass
-class _OffsetField:
+class OffsetField:
     """What one offset branch predicted for one picture.
 
     Attributes:
+        name: of the layer in words, "res5c".
         layer: the branch; has kernel, stride, padding, dilation of the convolution it serves.
         offset: (groups, taps, 2, Ho, Wo), the displacement (y, x) of every group's every tap, in
             cells of its input.
         input_size: (H, W) of its input map.
     """
 
+    name: str
     layer: OffsetConv2d
     offset: Tensor
     input_size: tuple[int, int]
@@ -53,13 +55,14 @@ class _OffsetField:
     def output_size(self) -> tuple[int, int]:
         return int(self.offset.shape[-2]), int(self.offset.shape[-1])
 
-    def sample_from(self, positions: Tensor, group: int) -> Tensor:
+    def sample_from(self, positions: Tensor, group: int, deformed: bool = True) -> Tensor:
         """Where the convolution samples to compute its output.
 
         Args:
             positions: (n, 2) output positions, fractional ones too: the offset field is read there
                 by bilinear interpolation, beyond its border as at its border.
             group: the deformable group.
+            deformed: False leaves the offsets out.
 
         Returns:
             (n * taps, 2) input positions. All taps are kept, outside the map as well.
@@ -69,72 +72,111 @@ class _OffsetField:
         )
         steps = torch.tensor([self.layer.stride, self.layer.padding, self.layer.dilation]).float()
         stride, padding, dilation = steps
-        rigid = (positions * stride - padding)[:, None] + taps * dilation
-        return (rigid + _read_field(self.offset[group], positions)).flatten(0, 1)
+        samples = (positions * stride - padding)[:, None] + taps * dilation
+        if deformed:
+            samples = samples + _read_field(self.offset[group], positions)
+        return samples.flatten(0, 1)
+
+    def effective_dilation(self, position: Tensor, group: int) -> float:
+        """Mean distance of adjacent sampling locations of the filter at a position (paper table 2).
+
+        Adjacent are a tap and its neighbour in the row or in the column, 12 pairs of a 3x3 filter,
+        so that an undeformed filter of dilation d has exactly d.
+
+        Args:
+            position: (2,) output position, (y, x).
+            group: the deformable group.
+
+        Returns:
+            In cells of the input map; NaN for a filter of a single tap.
+        """
+        taps = self.sample_from(position[None], group).view(*self.layer.kernel_size, 2)
+        steps = [(taps[1:] - taps[:-1]).flatten(0, 1), (taps[:, 1:] - taps[:, :-1]).flatten(0, 1)]
+        return float(torch.cat(steps).norm(dim=1).mean())
 
 
 @dataclass
 class SamplingRecord:
-    """What a detector's deformable layers predicted in one inference, see :func:`record_sampling`.
+    """What a network's deformable layers predicted in one inference, see :func:`record_sampling`.
 
     Attributes:
-        model: the detector.
+        model: the network.
         fields: of the backbone's deformable convolutions, in the order of their computation.
         input_size: (H, W) of the network's (padded) input.
-        pool_feature: what the offsets of the pooling of class scores are predicted from.
+        pool_maps: what the offsets of RoI pooling are predicted from; None: rigid, or not reached.
     """
 
     model: nn.Module
-    fields: list[_OffsetField] = field(default_factory=list)
+    fields: list[OffsetField] = field(default_factory=list)
     input_size: tuple[int, int] = (0, 0)
-    pool_feature: Tensor | None = None
+    pool_maps: list[Tensor] | None = None
 
-    def trace(self, location: tuple[float, float], layers: int = 3, group: int = 0) -> np.ndarray:
-        """See :func:`trace_sampling_locations`."""
+    def trace(
+        self,
+        location: tuple[float, float],
+        layers: int = 3,
+        group: int = 0,
+        deformed: bool = True,
+    ) -> np.ndarray:
+        """See :func:`trace_sampling_locations`.
+
+        ``deformed`` False gives the pattern of the same layers without their offsets.
+        """
         if not self.fields:
             raise ValueError(
                 "The model has no deformable convolution to trace; is MODEL.DEFORM.NUM_LAYERS 0?"
             )
         fields = self.fields[-layers:]
         for one in fields:
-            if not 0 <= group < len(one.offset):
-                raise ValueError(f"group: {group} given, accepted is 0 to {len(one.offset) - 1}")
-        size = torch.tensor(fields[-1].output_size, dtype=torch.float32)
-        pixel = torch.tensor([[location[1], location[0]]], dtype=torch.float32)
-        positions = pixel / _stride(self.input_size, size) - 0.5
-        above: _OffsetField | None = None
+            _check(one, group)
+        positions = self.position(fields[-1], location)[None]
+        above: OffsetField | None = None
         for one in reversed(fields):
             if above is not None:
                 # A 1x1 convolution with a stride may lie between the two: cell i reads cell s * i.
                 size_between = torch.tensor(above.input_size, dtype=torch.float32)
                 positions = positions * _stride(one.output_size, size_between)
-            positions = one.sample_from(positions, group)
+            positions = one.sample_from(positions, group, deformed)
             above = one
         size = torch.tensor(fields[0].input_size, dtype=torch.float32)
         pixels = (positions + 0.5) * _stride(self.input_size, size)
         return pixels.flip(1).numpy()
 
-    def part_bins(self, boxes: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
-        """See :func:`part_bins`."""
-        if self.pool_feature is None:
+    def effective_dilation(
+        self, field: OffsetField, location: tuple[float, float], group: int = 0
+    ) -> float:
+        """Of a layer's filter at a place, see :meth:`OffsetField.effective_dilation`.
+
+        Args:
+            field: one of ``fields``.
+            location: (x, y) in pixels of the network's input.
+            group: the deformable group.
+        """
+        _check(field, group)
+        return field.effective_dilation(self.position(field, location), group)
+
+    def position(self, field: OffsetField, location: tuple[float, float]) -> Tensor:
+        """The (y, x) on a layer's output map of (x, y) in pixels of the network's input."""
+        size = torch.tensor(field.output_size, dtype=torch.float32)
+        pixel = torch.tensor([location[1], location[0]], dtype=torch.float32)
+        return pixel / _stride(self.input_size, size) - 0.5
+
+    def part_bins(
+        self, boxes: Tensor, classes: Sequence[int] | Tensor, deformed: bool = True
+    ) -> Tensor:
+        """See :func:`part_bins`; ``deformed`` False gives the bins at rest."""
+        if self.pool_maps is None:
             raise ValueError(
-                "The model has no deformable position-sensitive RoI pooling of class scores; it "
-                "needs MODEL.ROI_HEADS.NAME RFCNROIHeads and MODEL.RFCN.DEFORM_POOL True."
+                "The model has no deformable RoI pooling; it needs MODEL.ROI_HEADS.NAME "
+                "RFCNROIHeads and MODEL.RFCN.DEFORM_POOL True, or DeformROIHeads and "
+                "MODEL.ROI_BOX_HEAD.POOLER_TYPE DeformRoIPool."
             )
-        pool = _score_pool(self.model)
-        assert pool is not None
         boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4).cpu()
         labels = torch.as_tensor(classes, dtype=torch.int64).reshape(-1).cpu()
-        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-        with torch.no_grad():
-            offset = pool.predict_offset(self.pool_feature, rois.to(self.pool_feature.device))
-        rows, columns = pool.output_size
-        offset = offset.float().cpu().view(len(boxes), pool.offset_groups, 2, rows, columns)
-        # Each group serves a run of classes: its own with K = C + 1, all of them with K = 1.
-        num_classes = self.model.get_submodule("roi_heads").num_classes
-        group = labels * pool.offset_groups // (int(num_classes) + 1)  # type: ignore[arg-type]
-        shift = pool.gamma * offset[torch.arange(len(boxes)), group]  # (R, 2, rows, columns)
-
+        shift = predict_bin_shift(self.model, self.pool_maps, boxes, labels)
+        if not deformed:
+            shift = torch.zeros_like(shift)
+        rows, columns = shift.shape[-2:]
         width, height = (boxes[:, 2:] - boxes[:, :2])[:, :, None, None].unbind(1)
         x1 = boxes[:, 0, None, None] + width * (torch.arange(columns) / columns + shift[:, 0])
         y1 = boxes[:, 1, None, None] + height * (torch.arange(rows)[:, None] / rows + shift[:, 1])
@@ -142,16 +184,18 @@ class SamplingRecord:
 
 
 @contextmanager
-def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
-    """Records what the deformable layers of a detector predict.
+def record_sampling(model: nn.Module, every_layer: bool = False) -> Iterator[SamplingRecord]:
+    """Records what the deformable layers of a network predict.
 
         >>> with record_sampling(predictor.model) as record:
         >>>     predictor(image)  # once, one picture
         >>> points = record.trace((x, y))
 
     Args:
-        model: a detector in evaluation mode, e.g. ``DefaultPredictor.model``. Hooks are put on it
-            and taken off again.
+        model: in evaluation mode, with a child ``backbone``, e.g. ``DefaultPredictor.model``. Hooks
+            are put on it and taken off again.
+        every_layer: of the two branches of Aligned-Inception-ResNet's blocks record both, and not
+            only the longer one, which :meth:`SamplingRecord.trace` follows.
 
     Raises:
         ValueError: the model is in training mode.
@@ -159,26 +203,27 @@ def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
     if model.training:
         raise ValueError("The model is in training mode; call model.eval() first.")
     record = SamplingRecord(model)
+    backbone = getattr(model, "backbone", None)
+    layers = {} if backbone is None else _offset_layers(backbone, every_layer)
 
     def keep_offset(layer: OffsetConv2d, inputs: tuple[Any, ...], output: Tensor) -> None:
         offset = layer.split(output)[0][0].detach().float().cpu()
         by_group = offset.view(layer.deform_groups, -1, 2, *offset.shape[-2:])
-        record.fields.append(_OffsetField(layer, by_group, tuple(inputs[0].shape[-2:])))
+        input_size = tuple(inputs[0].shape[-2:])
+        record.fields.append(OffsetField(layers[layer], layer, by_group, input_size))
 
     def keep_input_size(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         record.input_size = tuple(inputs[0].shape[-2:])
 
-    def keep_pool_feature(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        record.pool_feature = inputs[0].detach()
+    def keep_maps(maps: list[Tensor]) -> None:
+        record.pool_maps = maps
 
-    backbone, pool = getattr(model, "backbone", None), _score_pool(model)
     handles = []
     if backbone is not None:
         handles.append(backbone.register_forward_pre_hook(keep_input_size))
-        handles += [layer.register_forward_hook(keep_offset) for layer in _offset_layers(backbone)]
-    if pool is not None:
-        assert pool.offset_conv is not None
-        handles.append(pool.offset_conv.register_forward_pre_hook(keep_pool_feature))
+        handles += [layer.register_forward_hook(keep_offset) for layer in layers]
+    if find_deformable_pool(model) is not None:
+        handles.append(keep_pool_maps(model, keep_maps))
     try:
         yield record
     finally:
@@ -186,19 +231,12 @@ def record_sampling(model: nn.Module) -> Iterator[SamplingRecord]:
             handle.remove()
 
 
-def _offset_layers(backbone: nn.Module) -> list[OffsetConv2d]:
-    """Those that lie one behind the other: of parallel branches the longer one's."""
-    beside = {
-        layer
-        for block in backbone.modules()
-        if isinstance(block, InceptionResNetBlock)
-        for layer in block.conv_a2.modules()
-    }
-    return [
-        layer
-        for layer in backbone.modules()
-        if isinstance(layer, OffsetConv2d) and layer not in beside
-    ]
+def has_deformable_layer(model: nn.Module) -> bool:
+    """Whether there is anything for :func:`record_sampling` to record."""
+    backbone = getattr(model, "backbone", None)
+    return bool(backbone is not None and _offset_layers(backbone)) or (
+        find_deformable_pool(model) is not None
+    )
 
 
 def trace_sampling_locations(
@@ -217,7 +255,7 @@ def trace_sampling_locations(
     followed, two layers a block.
 
     Args:
-        model: a detector in evaluation mode, e.g. ``DefaultPredictor.model``.
+        model: a network in evaluation mode, e.g. ``DefaultPredictor.model``.
         image (Tensor[3, H, W]): as the model takes it in ``{"image": ...}``: resized, 0 to 255, in
             the order of INPUT.FORMAT.
         location: (x, y) in pixels of ``image``, of the activation; it may lie between cells.
@@ -226,7 +264,8 @@ def trace_sampling_locations(
         group: which deformable group's offsets to follow.
 
     Returns:
-        float32 (9**layers, 2): (x, y) in pixels of ``image``, some perhaps outside it.
+        float32 (9**layers, 2): (x, y) in pixels of ``image``, some perhaps outside it. The last
+        layer's tap counts slowest.
 
     Raises:
         ValueError: the model has no deformable convolution.
@@ -237,10 +276,12 @@ def trace_sampling_locations(
 def part_bins(
     model: nn.Module, image: Tensor, boxes: Tensor, classes: Sequence[int] | Tensor
 ) -> Tensor:
-    """Where deformable PS-RoI pooling moves the bins of a box for its class (paper figure 7).
+    """Where deformable (PS-)RoI pooling moves the bins of a box for its class (paper figure 7).
+
+    R-FCN moves them differently for every class, Faster R-CNN alike for all.
 
     Args:
-        model: an R-FCN in evaluation mode whose pooling is deformable.
+        model: an R-FCN or Faster R-CNN in evaluation mode whose pooling is deformable.
         image (Tensor[3, H, W]): as for :func:`trace_sampling_locations`.
         boxes (Tensor[R, 4]): (x1, y1, x2, y2) in pixels of ``image``.
         classes: R class numbers.
@@ -249,67 +290,9 @@ def part_bins(
         Tensor[R, Ph, Pw, 4]: every bin's (x1, y1, x2, y2) in pixels of ``image``.
 
     Raises:
-        ValueError: the model has no deformable PS-RoI pooling of class scores.
+        ValueError: the model has no deformable RoI pooling.
     """
     return _record(model, image).part_bins(boxes, classes)
-
-
-def draw_sampling_points(
-    image: np.ndarray,
-    points: np.ndarray,
-    location: tuple[float, float],
-    scale: float = 1.0,
-) -> np.ndarray:
-    """Draws sampling points in red and the location that they belong to in green.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        points: (n, 2), (x, y) in pixels; those outside the picture are left out.
-        location: (x, y) in pixels.
-        scale: the result is so many times as large.
-
-    Returns:
-        A new uint8 picture, RGB.
-    """
-    canvas = _enlarge(image, scale)
-    radius = 0.006 * min(canvas.shape[:2])
-    marks = canvas.copy()
-    for x, y in points:
-        if 0 <= x <= image.shape[1] and 0 <= y <= image.shape[0]:
-            _draw_disc(marks, x * scale, y * scale, radius, SAMPLE_COLOUR)
-    canvas = cv2.addWeighted(marks, 0.75, canvas, 0.25, 0.0)
-    x, y = location[0] * scale, location[1] * scale
-    _draw_disc(canvas, x, y, 3.2 * radius, (255, 255, 255))
-    _draw_disc(canvas, x, y, 2.4 * radius, LOCATION_COLOUR)
-    return canvas
-
-
-def draw_part_bins(
-    image: np.ndarray, boxes: np.ndarray | Tensor, bins: np.ndarray | Tensor, scale: float = 1.0
-) -> np.ndarray:
-    """Draws boxes in blue and their moved bins in red.
-
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        boxes: (R, 4), (x1, y1, x2, y2) in pixels.
-        bins: (R, Ph, Pw, 4), as :func:`part_bins` returns them.
-        scale: the result is so many times as large.
-
-    Returns:
-        A new uint8 picture, RGB.
-    """
-    canvas = _enlarge(image, scale)
-    thickness = max(round(0.004 * min(canvas.shape[:2])), 1)
-    fill = canvas.copy()
-    flat_bins = np.asarray(bins).reshape(-1, 4) * scale
-    for corners in flat_bins:
-        _draw_box(fill, corners, SAMPLE_COLOUR, cv2.FILLED)
-    canvas = cv2.addWeighted(fill, 0.18, canvas, 0.82, 0.0)
-    for corners in np.asarray(boxes).reshape(-1, 4) * scale:
-        _draw_box(canvas, corners, ROI_COLOUR, 2 * thickness)
-    for corners in flat_bins:
-        _draw_box(canvas, corners, SAMPLE_COLOUR, thickness)
-    return canvas
 
 
 def _record(model: nn.Module, image: Tensor) -> SamplingRecord:
@@ -318,12 +301,42 @@ def _record(model: nn.Module, image: Tensor) -> SamplingRecord:
     return record
 
 
-def _score_pool(model: nn.Module) -> DeformPSRoIPool | None:
-    """R-FCN's pooling of class scores, if it is deformable."""
-    pool = getattr(getattr(model, "roi_heads", None), "cls_pool", None)
-    if isinstance(pool, DeformPSRoIPool) and pool.offset_conv is not None:
-        return pool
-    return None
+def _check(field: OffsetField, group: int) -> None:
+    if not 0 <= group < len(field.offset):
+        raise ValueError(f"group: {group} given, accepted is 0 to {len(field.offset) - 1}")
+    if not field.offset.isfinite().all():
+        raise ValueError(f"The offsets of {field.name} are not finite; are the weights sound?")
+
+
+def _offset_layers(backbone: nn.Module, every_layer: bool = False) -> dict[OffsetConv2d, str]:
+    """With their names; unless every one is asked for, of parallel branches the longer one's."""
+    beside = (
+        set()
+        if every_layer
+        else {
+            layer
+            for block in backbone.modules()
+            if isinstance(block, InceptionResNetBlock)
+            for layer in block.conv_a2.modules()
+        }
+    )
+    return {
+        layer: _name_as_in_paper(name, backbone)
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, OffsetConv2d) and layer not in beside
+    }
+
+
+def _name_as_in_paper(name: str, backbone: nn.Module) -> str:
+    """Such that "res5.2.conv2_offset" is "res5c", as a bottleneck has one 3x3 convolution only;
+    other blocks' convolutions are named too, "res5b conv1"."""
+    found = re.search(r"^(.*(res\d)\.(\d+))\.(\w+?)(?:_offset|\.conv_offset)$", name)
+    if found is None:
+        return name
+    path, stage, block, convolution = found.groups()
+    title = stage + (chr(ord("a") + int(block)) if int(block) < 26 else f".{block}")
+    is_bottleneck = hasattr(backbone.get_submodule(path), "conv3")
+    return title if is_bottleneck else f"{title} {convolution}"
 
 
 def _read_field(field: Tensor, positions: Tensor) -> Tensor:
@@ -344,19 +357,3 @@ def _read_field(field: Tensor, positions: Tensor) -> Tensor:
 def _stride(larger: tuple[int, int], smaller: Tensor) -> Tensor:
     """Cells of the larger map per cell of the smaller, (y, x); whole, as layers round sizes up."""
     return torch.round(torch.tensor(larger, dtype=torch.float32) / smaller).clamp(min=1)
-
-
-def _enlarge(image: np.ndarray, scale: float) -> np.ndarray:
-    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_CUBIC)
-
-
-def _draw_disc(canvas: np.ndarray, x: float, y: float, radius: float, colour: Colour) -> None:
-    """A filled circle at a fractional place; OpenCV counts pixels from their centres."""
-    centre = (round((x - 0.5) * 16), round((y - 0.5) * 16))
-    cv2.circle(canvas, centre, max(round(radius * 16), 8), colour, -1, cv2.LINE_AA, shift=4)
-
-
-def _draw_box(canvas: np.ndarray, corners: np.ndarray, colour: Colour, thickness: int) -> None:
-    x1, y1, x2, y2 = (round(float(corner) - 0.5) for corner in corners)
-    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness, cv2.LINE_AA)

@@ -3,14 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
 from torch import nn
 
+from d2_deform.config import add_deform_config
 from d2_deform.layers import DeformConv2d, DeformPSRoIPool
-from d2_deform.modeling.backbone import AlignedInceptionResNet
+from d2_deform.modeling.backbone import AlignedInceptionResNet, build_deform_resnet_backbone
+from d2_deform.modeling.roi_heads import DeformROIPooler
 from d2_deform.visualization import (
     draw_part_bins,
     draw_sampling_points,
     part_bins,
+    record_sampling,
     trace_sampling_locations,
 )
 
@@ -37,6 +43,25 @@ class Detector(nn.Module):
 
 def deform_conv(dilation=1, stride=1, **kwargs):
     return DeformConv2d(3, 3, 3, stride, dilation, dilation, **kwargs)
+
+
+def build_deform_resnet_backbone_of(depth):
+    cfg = get_cfg()
+    add_deform_config(cfg)
+    cfg.MODEL.RESNETS.DEPTH = depth
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    cfg.MODEL.DEFORM.NUM_LAYERS = 3
+    return build_deform_resnet_backbone(cfg, ShapeSpec(channels=3))
+
+
+def record_backbone(backbone):
+    model = nn.Module()
+    model.backbone = backbone
+    with record_sampling(model.eval()) as recorded, torch.no_grad():
+        backbone(torch.rand(1, 3, 64, 64))
+    return recorded
 
 
 IMAGE = torch.rand(3, 48, 64)
@@ -135,6 +160,61 @@ def test_group():
         trace_sampling_locations(model, IMAGE, (30.0, 22.0), group=3)
 
 
+def test_offsets_that_are_not_finite_are_told():
+    model = Detector(deform_conv())
+    nn.init.constant_(model.backbone[1].conv_offset.bias, float("nan"))
+    with pytest.raises(ValueError, match="not finite; are the weights sound"):
+        trace_sampling_locations(model, IMAGE, (30.0, 22.0))
+
+
+def record(model, image=IMAGE):
+    with record_sampling(model) as recorded, torch.no_grad():
+        model([{"image": image}])
+    return recorded
+
+
+def test_pattern_without_offsets():
+    last = deform_conv()
+    nn.init.constant_(last.conv_offset.bias, 0.5)
+    recorded = record(Detector(deform_conv(dilation=2), last))
+    points = recorded.trace((30.0, 22.0), deformed=False)
+    assert as_set(points) == grid(30.0, 22.0, 4, reach=3)
+
+
+def test_effective_dilation():
+    conv = deform_conv(dilation=2)
+    recorded = record(Detector(conv))
+    assert recorded.effective_dilation(recorded.fields[0], (30.0, 22.0)) == 2.0
+    # The middle tap a cell to the right: its right neighbour is 1 away, its left one 3, the other
+    # two sqrt(5).
+    conv.conv_offset.bias.data.view(9, 2)[4, 1] = 1.0
+    recorded = record(Detector(conv))
+    expected = (8 * 2 + 1 + 3 + 2 * 5**0.5) / 12
+    dilation = recorded.effective_dilation(recorded.fields[0], (30.0, 22.0))
+    assert dilation == pytest.approx(expected)
+
+
+def test_layers_are_named_as_in_the_paper():
+    resnet = build_deform_resnet_backbone_of(50)
+    assert [one.name for one in record_backbone(resnet).fields] == ["res5a", "res5b", "res5c"]
+    resnet = build_deform_resnet_backbone_of(18)
+    names = [one.name for one in record_backbone(resnet).fields]
+    assert names == ["res5a conv2", "res5b conv1", "res5b conv2"]
+
+
+def test_both_branches_on_demand():
+    backbone = AlignedInceptionResNet(1, res2_out_channels=16, stem_out_channels=8)
+    model = Detector()
+    model.backbone = backbone.eval()
+    for every_layer, names in (
+        (False, ["res5c conv_b2", "res5c conv_b3"]),
+        (True, ["res5c conv_a2", "res5c conv_b2", "res5c conv_b3"]),
+    ):
+        with record_sampling(model, every_layer) as recorded, torch.no_grad():
+            backbone(torch.rand(1, 3, 64, 64))
+        assert [one.name for one in recorded.fields] == names
+
+
 def test_leaves_no_hook_behind():
     model = Detector(deform_conv())
     trace_sampling_locations(model, IMAGE, (30.0, 22.0))
@@ -150,7 +230,7 @@ def test_needs_a_deformable_model_in_evaluation_mode():
         trace_sampling_locations(Detector(deform_conv()).train(), IMAGE, (1.0, 1.0))
     model = Detector()
     model.roi_heads.cls_pool = DeformPSRoIPool(2, 2, 0.25)
-    with pytest.raises(ValueError, match="no deformable position-sensitive RoI pooling"):
+    with pytest.raises(ValueError, match="no deformable RoI pooling"):
         part_bins(model, IMAGE, torch.rand(1, 4), [0])
 
 
@@ -180,6 +260,31 @@ def test_part_bins_move_by_class(offset_groups):
     torch.testing.assert_close(bins - rest, moved)
 
 
+def test_part_bins_of_faster_rcnn():
+    """Two levels, each with offsets of its own; those move the bins of every class."""
+    pooler = DeformROIPooler(2, [1 / 4, 1 / 8], 2, 3, canonical_box_size=16, canonical_level=2)
+    for level, shift in enumerate((2.0, -1.0)):  # 0.2 and -0.1 of the box
+        pooler.level_poolers[level].offset_fc.bias.data.view(2, 2, 2)[0, 1, 0] = shift
+    model = Detector()
+    model.roi_heads = nn.Module()
+    model.roi_heads.box_pooler = pooler
+
+    def forward(inputs):
+        first = model.backbone(inputs[0]["image"][None])
+        return pooler([first, nn.functional.avg_pool2d(first, 2)], [Boxes(boxes)])
+
+    model.forward = forward
+    boxes = torch.tensor([[8.0, 4.0, 18.0, 14.0], [0.0, 0.0, 40.0, 40.0], [9.0, 5.0, 19.0, 15.0]])
+    bins = part_bins(model.eval(), IMAGE, boxes, [0, 1, 1])
+    assert bins.shape == (3, 2, 2, 4)
+    assert bins[0, 0, 1].tolist() == [13, 4, 18, 9]
+    torch.testing.assert_close(bins[0, 1, 0], torch.tensor([10.0, 9.0, 15.0, 14.0]))
+    torch.testing.assert_close(bins[1, 1, 0], torch.tensor([-4.0, 20.0, 16.0, 40.0]))
+    torch.testing.assert_close(bins[2] - bins[0], torch.ones(2, 2, 4))
+    at_rest = record(model).part_bins(boxes, [0, 1, 1], deformed=False)
+    assert at_rest[1, 1, 0].tolist() == [0, 20, 20, 40]
+
+
 def test_no_box():
     assert part_bins(Detector(), IMAGE, torch.zeros(0, 4), []).shape == (0, 2, 2, 4)
 
@@ -204,3 +309,12 @@ def test_bins_are_drawn_where_they_are():
     drawn = draw_part_bins(image, np.array([[10.0, 5.0, 50.0, 35.0]]), bins, scale=2)
     assert red(drawn)[16, 30] and red(drawn)[30, 24] and not red(drawn)[26, 32]
     assert drawn[10, 80, 2] > 200  # the RoI's upper edge, blue
+
+
+def test_outline_is_the_hull_of_all_points():
+    image = np.zeros((40, 60, 3), np.uint8)
+    points = np.array([[10.0, 5.0], [50.0, 5.0], [50.0, 35.0], [10.0, 35.0], [30.0, 20.0]])
+    drawn = draw_sampling_points(image, points, (30.0, 20.0), scale=4, outline=True)
+    edge = drawn[18:22, 120].max(axis=0)
+    assert edge[0] > 100 and edge[1] > 90 and edge[2] < 60
+    assert drawn[80, 60].max() == 0
