@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "pack_kernels.h"
 
 namespace d2_deform::cpu {
 namespace {
@@ -61,6 +62,15 @@ Kernels<T> choose_kernels() {
   return isa_default::table<T>();
 }
 
+template <typename T>
+PackKernels<T> choose_pack_kernels() {
+#if defined(__x86_64__)
+  if (chosen_set() == Set::kAvx512) return isa_avx512::pack_table<T>();
+  if (chosen_set() == Set::kAvx2) return isa_avx2::pack_table<T>();
+#endif
+  return isa_default::pack_table<T>();
+}
+
 }  // namespace
 
 template <typename T>
@@ -70,6 +80,14 @@ const Kernels<T>& kernels() {
 }
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
+
+template <typename T>
+const PackKernels<T>& pack_kernels() {
+  static const PackKernels<T> table = choose_pack_kernels<T>();
+  return table;
+}
+template const PackKernels<float>& pack_kernels<float>();
+template const PackKernels<double>& pack_kernels<double>();
 
 const char* capability() {
   return name_of(chosen_set());

@@ -1,132 +1,490 @@
-// Deformable position-sensitive RoI pooling on the CPU, channels-first inside: classes have their own offsets, so each
-// reads a small patch of its own plane.
+// Deformable position-sensitive RoI pooling on the CPU, plane by plane: classes have their own offsets, so each reads a
+// small patch of its own plane.
 //
-// A thread owns one offset group's planes for one cell of the grid, and with them the gradients of the offsets that move
-// those bins, so that nothing is added to from two sides.
+// A thread owns the planes of an offset group for some positions of the grid, and with them the gradients of the offsets
+// that move their bins, so that nothing is added to from two sides. A plane stays in its cache while all boxes pool from it.
+#include <cmath>
+#include <tuple>
+#include <type_traits>
+
+#include "pack_kernels.h"
 #include "roi_pool.h"
 
 namespace d2_deform::cpu {
 namespace {
 
-// The bins that cell (gh, gw) of the grid serves.
-std::vector<int64_t> bins_of(const PoolShape& s, int64_t gh, int64_t gw) {
-  std::vector<int64_t> bins;
-  for (int64_t bin = 0; bin < s.bins(); ++bin) {
-    if (group_cell(bin / s.pooled_w, s.pooled_h, s.group_size) == gh &&
-        group_cell(bin % s.pooled_w, s.pooled_w, s.group_size) == gw) {
-      bins.push_back(bin);
-    }
-  }
-  return bins;
+constexpr int64_t kPlanes = 16;           // laid out at a time: a cache line of a channels-last map
+constexpr int64_t kPlaneBytes = 3 << 20;  // of those, at most, unless a single one has more
+constexpr int64_t kTileBins = 512;
+constexpr int64_t kTileBytes = 1 << 18;  // one value for each of its bins and boxes
+
+// The boxes of every picture: in packs, alike ones together, and one by one those that are too large for a pack.
+template <typename T>
+struct Boxes {
+  std::vector<RoI<T>> roi;
+  std::vector<Pack<T>> packs;
+  std::vector<int64_t> place;  // which box lies in each place of the packs; -1: none
+  std::vector<int64_t> large;
+  std::vector<int64_t> unknown;                  // those of no picture
+  std::vector<int64_t> first_pack, first_large;  // of every picture, and where the last one's end
+
+  Boxes(const PoolShape& s, const RoIRule& rule, const T* rois);
+};
+
+// Which cells a bin can read along an axis, at most; a guess that is never too small.
+template <typename T>
+T cells_of_bin(T length, int64_t bins, int64_t extent, const RoIRule& rule) {
+  const T step = length / static_cast<T>(bins) / static_cast<T>(rule.samples);
+  // The cells of the first and the last sample, each with its neighbour, and one for rounding.
+  const T cells = std::floor(step * static_cast<T>(rule.samples - 1)) + T(4);
+  return cells < static_cast<T>(extent) ? cells : static_cast<T>(extent);
 }
 
-// Calls visit(roi, r, k, bin, plane, cells) for every box r, offset group k and bin, where plane(c) is the first element of
-// the map that output channel c reads. One thread makes all calls of a group and grid cell, box after box: their maps stay
-// in its cache, and nobody else has them.
-template <typename T, typename F>
-void for_each_bin(
-    const PoolShape& s, const RoIRule& rule, const T* rois, const T* offset, const F& visit) {
-  const int64_t grid = s.group_size * s.group_size;
-  torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(s, rule);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t k = i / grid;
-      const int64_t position = i % grid;
-      const std::vector<int64_t> served =
-          bins_of(s, position / s.group_size, position % s.group_size);
-      for (int64_t r = 0; r < s.rois; ++r) {
-        const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-        if (roi.batch < 0) continue;
-        const auto plane = [&](int64_t c) {
-          return (roi.batch * s.in_channels + c * grid + position) * s.cells();
-        };
-        for (const int64_t bin : served) {
-          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-          cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
-          visit(roi, r, k, bin, plane, cells);
-        }
+template <typename T>
+Boxes<T>::Boxes(const PoolShape& s, const RoIRule& rule, const T* rois) {
+  const bool any_pack = rule.samples <= kPackSamples && std::max(s.height, s.width) < 1 << 30;
+  struct Entry {
+    int64_t batch;
+    bool large;
+    T cells_y, cells_x;
+    int64_t index;
+  };
+  std::vector<Entry> entries;
+  for (int64_t r = 0; r < s.rois; ++r) {
+    roi.push_back(make_roi(rois + 5 * r, s.batch, rule));
+    if (roi[r].batch < 0) {
+      unknown.push_back(r);
+      continue;
+    }
+    const T cells_y = cells_of_bin(roi[r].height, s.pooled_h, s.height, rule);
+    const T cells_x = cells_of_bin(roi[r].width, s.pooled_w, s.width, rule);
+    const bool packed = any_pack && cells_y <= T(kPackCells) && cells_x <= T(kPackCells);
+    entries.push_back({roi[r].batch, !packed, cells_y, cells_x, r});
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return std::tie(a.batch, a.large, a.cells_y, a.cells_x, a.index) <
+           std::tie(b.batch, b.large, b.cells_y, b.cells_x, b.index);
+  });
+  auto entry = entries.begin();
+  for (int64_t n = 0; n < s.batch; ++n) {
+    first_pack.push_back(static_cast<int64_t>(packs.size()));
+    first_large.push_back(static_cast<int64_t>(large.size()));
+    for (; entry != entries.end() && entry->batch == n && !entry->large; ++entry) {
+      if (place.size() == packs.size() * kPackBoxes) {
+        packs.emplace_back();
+        std::fill_n(&packs.back().y.start[0], sizeof(Pack<T>) / sizeof(T), T(NAN));
       }
+      const int64_t i = static_cast<int64_t>(place.size()) % kPackBoxes;
+      const auto set = [&](PackAxis<T>& axis, T start, T length, int64_t bins) {
+        axis.start[i] = start;
+        axis.length[i] = length;
+        axis.bin_length[i] = length / static_cast<T>(bins);
+        axis.step[i] = axis.bin_length[i] / static_cast<T>(rule.samples);
+      };
+      const RoI<T>& box = roi[entry->index];
+      set(packs.back().y, box.y, box.height, s.pooled_h);
+      set(packs.back().x, box.x, box.width, s.pooled_w);
+      place.push_back(entry->index);
+    }
+    place.resize(packs.size() * kPackBoxes, -1);
+    for (; entry != entries.end() && entry->batch == n; ++entry) large.push_back(entry->index);
+  }
+  first_pack.push_back(static_cast<int64_t>(packs.size()));
+  first_large.push_back(static_cast<int64_t>(large.size()));
+}
+
+// A bin and, counted from the first plane of its run, the plane that it reads.
+struct ServedBin {
+  int64_t plane, bin;
+};
+
+// Neighbouring positions [begin, end) of the grid, for offset group k.
+struct Run {
+  int64_t k, begin, end;
+  std::vector<ServedBin> bins;
+
+  int64_t planes() const { return end - begin; }
+};
+
+// Calls f() once in every thread for a function visit(run), which it calls for the thread's runs.
+template <typename T, typename F>
+void for_each_run(const PoolShape& s, const F& f) {
+  const int64_t grid = s.group_size * s.group_size;
+  std::vector<std::vector<int64_t>> bins(grid);
+  for (int64_t bin = 0; bin < s.bins(); ++bin) {
+    const int64_t row = group_cell(bin / s.pooled_w, s.pooled_h, s.group_size);
+    bins[row * s.group_size + group_cell(bin % s.pooled_w, s.pooled_w, s.group_size)].push_back(
+        bin);
+  }
+  const int64_t fitting = kPlaneBytes / (s.cells() * static_cast<int64_t>(sizeof(T)));
+  const int64_t most = std::max<int64_t>(1, std::min(kPlanes, fitting));
+  torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t first, int64_t last) {
+    auto visit = f();
+    for (int64_t i = first; i < last;) {
+      Run run{i / grid, i % grid, 0, {}};
+      run.end = std::min({run.begin + most, grid, run.begin + last - i});
+      for (int64_t p = run.begin; p < run.end; ++p) {
+        for (int64_t bin : bins[p]) run.bins.push_back({p - run.begin, bin});
+      }
+      visit(run);
+      i += run.planes();
     }
   });
 }
 
+// Some planes of one picture as type T: where they lie, or laid out one after the other.
+template <typename S, typename T>
+class Planes {
+ public:
+  explicit Planes(const PoolShape& s) : shape_(s) {}
+
+  // Whether the kernels can work on the map itself.
+  static bool in_place(const Picture<S>& map) {
+    return std::is_same_v<S, T> && map.column_stride == 1 && map.row_stride == map.width &&
+           map.width >= kRowCells;
+  }
+
+  void read(const Picture<S>& map) {
+    point_at(map);
+    if (in_place(map)) return;
+    const int64_t size = size_;
+    T* data = data_;
+    for_each_element(map, 0, map.height, [=](int64_t cell, int64_t c, const S& element) {
+      data[c * size + cell] = static_cast<T>(element);
+    });
+  }
+
+  void zero(const Picture<S>& map) {
+    point_at(map);
+    for (int64_t c = 0; c < map.channels; ++c) std::fill_n(data_ + c * size_, shape_.cells(), T(0));
+  }
+
+  void write(const Picture<S>& map) const {
+    if (in_place(map)) return;
+    const int64_t size = size_;
+    const T* data = data_;
+    for_each_element(map, 0, map.height, [=](int64_t cell, int64_t c, S& element) {
+      element = static_cast<S>(data[c * size + cell]);
+    });
+  }
+
+  T* plane(int64_t i) const { return data_ + i * size_; }
+
+ private:
+  void point_at(const Picture<S>& map) {
+    if (in_place(map)) {
+      data_ = reinterpret_cast<T*>(map.data);
+      size_ = map.channel_stride;
+      return;
+    }
+    size_ = shape_.cells() + kRowCells;
+    room_.resize(std::max<size_t>(room_.size(), map.channels * size_));
+    data_ = room_.data();
+  }
+
+  const PoolShape& shape_;
+  std::vector<T> room_;
+  T* data_ = nullptr;
+  int64_t size_ = 0;  // elements from one plane to the next
+};
+
+// Values of some bins and packs, box by box within a bin: what the kernels read and write.
 template <typename T>
-void forward(
-    const PoolShape& s,
-    const RoIRule& rule,
-    const T* input,  // (N, C, H, W)
-    const T* rois,
-    const T* offset,
-    T* output) {  // (R, out_channels, Ph, Pw), zeros
-  for_each_bin(
-      s,
-      rule,
-      rois,
-      offset,
-      [&](const RoI<T>&,
-          int64_t r,
-          int64_t k,
-          int64_t bin,
-          const auto& plane,
-          const BinCells<T>& cells) {
-        for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
-          const T* map = input + plane(c);
-          T sum = 0;
-          for (int a = 0; a < cells.y_size; ++a) {
-            const T* row = map + cells.y[a].cell * s.width;
-            T along = 0;
-            for (int b = 0; b < cells.x_size; ++b) {
-              along += cells.x[b].weight * row[cells.x[b].cell];
-            }
-            sum += cells.y[a].weight * along;
-          }
-          output[(r * s.out_channels + c) * s.bins() + bin] = sum * cells.scale;
-        }
-      });
+struct Tile {
+  int64_t first_bin, bins;  // of the run's
+  int64_t first_pack, packs;
+
+  int64_t places() const { return packs * kPackBoxes; }
+  int64_t first_place() const { return first_pack * kPackBoxes; }
+};
+
+// Calls f(tile) for tiles that cover all bins of a run and all packs of picture n.
+template <typename T, typename F>
+void for_each_tile(const Boxes<T>& boxes, const Run& run, int64_t n, const F& f) {
+  const int64_t all = static_cast<int64_t>(run.bins.size());
+  for (int64_t first = 0; first < all; first += kTileBins) {
+    const int64_t bins = std::min(kTileBins, all - first);
+    const int64_t pack_bytes = bins * kPackBoxes * static_cast<int64_t>(sizeof(T));
+    const int64_t most = std::max<int64_t>(1, kTileBytes / pack_bytes);
+    for (int64_t q = boxes.first_pack[n]; q < boxes.first_pack[n + 1]; q += most) {
+      f(Tile<T>{first, bins, q, std::min(most, boxes.first_pack[n + 1] - q)});
+    }
+  }
+}
+
+// values[bin][place] = source(box)[element[bin]] for the bins and boxes of a tile; 0 where there is no box.
+template <typename S, typename T, typename F>
+void load_tile(
+    const Boxes<T>& boxes,
+    const Tile<T>& tile,
+    const int64_t* element,
+    const F& source,
+    std::vector<T>& values) {
+  values.resize(std::max<size_t>(values.size(), tile.bins * tile.places()));
+  for (int64_t i = 0; i < tile.places(); ++i) {
+    const int64_t r = boxes.place[tile.first_place() + i];
+    const S* from = r < 0 ? nullptr : source(r);
+    for (int64_t j = 0; j < tile.bins; ++j) {
+      values[j * tile.places() + i] = from ? static_cast<T>(from[element[j]]) : T(0);
+    }
+  }
+}
+
+// The way back: target(box)[element[bin]] = values[bin][place], or added to it.
+template <typename S, typename T, typename F>
+void store_tile(
+    const Boxes<T>& boxes,
+    const Tile<T>& tile,
+    const int64_t* element,
+    const std::vector<T>& values,
+    bool add,
+    const F& target) {
+  for (int64_t i = 0; i < tile.places(); ++i) {
+    const int64_t r = boxes.place[tile.first_place() + i];
+    if (r < 0) continue;
+    S* to = target(r);
+    for (int64_t j = 0; j < tile.bins; ++j) {
+      const T value = values[j * tile.places() + i];
+      to[element[j]] = static_cast<S>(add ? static_cast<T>(to[element[j]]) + value : value);
+    }
+  }
 }
 
 template <typename T>
+PackBin<T> pack_bin(const PoolShape& s, const RoIRule& rule, int64_t bin) {
+  return {
+      bin / s.pooled_w,
+      bin % s.pooled_w,
+      rule.samples,
+      static_cast<T>(rule.gamma),
+      rule.aligned,
+      s.height,
+      s.width};
+}
+
+// Where a run's bins lie in a row of bins.
+std::vector<int64_t> elements(const Run& run) {
+  std::vector<int64_t> element;
+  for (const ServedBin& served : run.bins) element.push_back(served.bin);
+  return element;
+}
+
+template <typename S, typename T>
+void forward(
+    const PoolShape& s,
+    const RoIRule& rule,
+    const Tensor& input,  // (N, C, H, W)
+    const Boxes<T>& boxes,
+    const T* offset,
+    S* output) {  // (R, out_channels, Ph, Pw)
+  const PackKernels<T>& kernel = pack_kernels<T>();
+  const int64_t grid = s.group_size * s.group_size;
+  const auto out_row = [&](int64_t r, int64_t c) {
+    return output + (r * s.out_channels + c) * s.bins();
+  };
+  for (int64_t r : boxes.unknown) std::fill_n(out_row(r, 0), s.out_channels * s.bins(), S(0));
+  for_each_run<T>(s, [&] {
+    return [&,
+            planes = Planes<S, T>(s),
+            cells = BinCells<T>(s, rule),
+            shift_x = std::vector<T>(),
+            shift_y = std::vector<T>(),
+            values = std::vector<T>()](const Run& run) mutable {
+      const std::vector<int64_t> element = elements(run);
+      const auto pool_channel = [&](int64_t c, int64_t n) {
+        planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.planes()));
+        for_each_tile(boxes, run, n, [&](const Tile<T>& tile) {
+          const int64_t* bins = element.data() + tile.first_bin;
+          if (offset) {
+            const auto row = [&](int64_t r) { return offset + s.offset_row(r, run.k); };
+            load_tile<T>(boxes, tile, bins, row, shift_x);
+            load_tile<T>(boxes, tile, bins, [&](int64_t r) { return row(r) + s.bins(); }, shift_y);
+          }
+          values.resize(std::max<size_t>(values.size(), tile.bins * tile.places()));
+          for (int64_t j = 0; j < tile.bins; ++j) {
+            const int64_t at = j * tile.places();
+            kernel.forward(
+                pack_bin<T>(s, rule, bins[j]),
+                tile.packs,
+                boxes.packs.data() + tile.first_pack,
+                offset ? shift_x.data() + at : nullptr,
+                offset ? shift_y.data() + at : nullptr,
+                planes.plane(run.bins[tile.first_bin + j].plane),
+                values.data() + at);
+          }
+          store_tile<S>(boxes, tile, bins, values, false, [&](int64_t r) { return out_row(r, c); });
+        });
+        for (int64_t i = boxes.first_large[n]; i < boxes.first_large[n + 1]; ++i) {
+          const int64_t r = boxes.large[i];
+          for (const ServedBin& served : run.bins) {
+            const T* shift = offset ? offset + s.offset_row(r, run.k) + served.bin : nullptr;
+            cells.find(
+                s, boxes.roi[r], rule, served.bin / s.pooled_w, served.bin % s.pooled_w, shift);
+            cells.multiply(s, 0, 1);
+            const T* plane = planes.plane(served.plane);
+            T sum = 0;
+            for (int64_t j = 0; j < cells.size(); ++j) sum += cells.weight[j] * plane[cells.row[j]];
+            out_row(r, c)[served.bin] = static_cast<S>(sum);
+          }
+        }
+      };
+      for (int64_t c = run.k * s.group_channels(); c < (run.k + 1) * s.group_channels(); ++c) {
+        for (int64_t n = 0; n < s.batch; ++n) {
+          if (boxes.first_pack[n] < boxes.first_pack[n + 1] ||
+              boxes.first_large[n] < boxes.first_large[n + 1]) {
+            pool_channel(c, n);
+          }
+        }
+      }
+    };
+  });
+}
+
+template <typename S, typename T>
 void backward(
     const PoolShape& s,
     const RoIRule& rule,
-    const T* grad_output,  // (R, out_channels, Ph, Pw)
-    const T* input,        // (N, C, H, W)
-    const T* rois,
+    const Tensor& grad_output,  // (R, out_channels, Ph, Pw)
+    const Tensor& input,        // (N, C, H, W)
+    const Boxes<T>& boxes,
     const T* offset,
-    T* grad_input,     // (N, C, H, W), zeros; or null
-    T* grad_offset) {  // (R, 2K, Ph, Pw), zeros; or null
-  for_each_bin(
-      s,
-      rule,
-      rois,
-      offset,
-      [&](const RoI<T>& roi,
-          int64_t r,
-          int64_t k,
-          int64_t bin,
-          const auto& plane,
-          BinCells<T>& cells) {
-        cells.multiply(s, 0, 1);
-        const int64_t size = cells.size();
-        std::fill_n(cells.dots.data(), size, T(0));
-        for (int64_t c = k * s.group_channels(); c < (k + 1) * s.group_channels(); ++c) {
-          const T gradient = grad_output[(r * s.out_channels + c) * s.bins() + bin];
-          if (grad_input) {
-            T* grad_map = grad_input + plane(c);
-            for (int64_t j = 0; j < size; ++j) {
-              grad_map[cells.row[j]] += cells.weight[j] * gradient;
-            }
+    const Tensor* grad_input,  // (N, C, H, W); or null
+    T* grad_offset) {          // (R, 2K, Ph, Pw); or null
+  const PackKernels<T>& kernel = pack_kernels<T>();
+  const int64_t grid = s.group_size * s.group_size;
+  const S* gradient = static_cast<const S*>(grad_output.data_ptr());
+  const auto gradient_element = [&](int64_t bin) {
+    return bin / s.pooled_w * grad_output.stride(2) + bin % s.pooled_w * grad_output.stride(3);
+  };
+  if (grad_offset) {
+    for (int64_t r : boxes.unknown) {
+      std::fill_n(grad_offset + s.offset_row(r, 0), 2 * s.offset_groups * s.bins(), T(0));
+    }
+  }
+  for_each_run<T>(s, [&] {
+    return [&,
+            planes = Planes<S, T>(s),
+            grad_planes = Planes<S, T>(s),
+            cells = BinCells<T>(s, rule),
+            shift_x = std::vector<T>(),
+            shift_y = std::vector<T>(),
+            grad_x = std::vector<T>(),
+            grad_y = std::vector<T>(),
+            values = std::vector<T>()](const Run& run) mutable {
+      const std::vector<int64_t> element = elements(run);
+      std::vector<int64_t> of_gradient;
+      for (int64_t bin : element) of_gradient.push_back(gradient_element(bin));
+      const auto offset_row = [&](int64_t r) { return s.offset_row(r, run.k); };
+
+      const auto pool_channel = [&](int64_t c, int64_t n) {
+        const bool add = c > run.k * s.group_channels();
+        const auto gradient_row = [&](int64_t r) {
+          return gradient + r * grad_output.stride(0) + c * grad_output.stride(1);
+        };
+        if (grad_offset) {
+          planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.planes()));
+        }
+        for_each_tile(boxes, run, n, [&](const Tile<T>& tile) {
+          const int64_t* bins = element.data() + tile.first_bin;
+          if (offset) {
+            load_tile<T>(
+                boxes, tile, bins, [&](int64_t r) { return offset + offset_row(r); }, shift_x);
+            load_tile<T>(
+                boxes,
+                tile,
+                bins,
+                [&](int64_t r) { return offset + offset_row(r) + s.bins(); },
+                shift_y);
+          }
+          load_tile<S>(boxes, tile, of_gradient.data() + tile.first_bin, gradient_row, values);
+          if (grad_offset) {
+            grad_x.resize(std::max<size_t>(grad_x.size(), tile.bins * tile.places()));
+            grad_y.resize(grad_x.size());
+          }
+          for (int64_t j = 0; j < tile.bins; ++j) {
+            const int64_t at = j * tile.places();
+            const int64_t plane = run.bins[tile.first_bin + j].plane;
+            kernel.backward(
+                pack_bin<T>(s, rule, bins[j]),
+                tile.packs,
+                boxes.packs.data() + tile.first_pack,
+                offset ? shift_x.data() + at : nullptr,
+                offset ? shift_y.data() + at : nullptr,
+                values.data() + at,
+                grad_offset ? planes.plane(plane) : nullptr,
+                grad_input ? grad_planes.plane(plane) : nullptr,
+                grad_offset ? grad_x.data() + at : nullptr,
+                grad_offset ? grad_y.data() + at : nullptr);
           }
           if (grad_offset) {
-            const T* map = input + plane(c);
-            for (int64_t j = 0; j < size; ++j) cells.dots[j] += gradient * map[cells.row[j]];
+            store_tile<T>(boxes, tile, bins, grad_x, add, [&](int64_t r) {
+              return grad_offset + offset_row(r);
+            });
+            store_tile<T>(boxes, tile, bins, grad_y, add, [&](int64_t r) {
+              return grad_offset + offset_row(r) + s.bins();
+            });
+          }
+        });
+        for (int64_t i = boxes.first_large[n]; i < boxes.first_large[n + 1]; ++i) {
+          const int64_t r = boxes.large[i];
+          for (const ServedBin& served : run.bins) {
+            const T* shift = offset ? offset + offset_row(r) + served.bin : nullptr;
+            cells.find(
+                s, boxes.roi[r], rule, served.bin / s.pooled_w, served.bin % s.pooled_w, shift);
+            cells.multiply(s, 0, 1);
+            const T value = static_cast<T>(gradient_row(r)[gradient_element(served.bin)]);
+            if (grad_input) {
+              T* grad_plane = grad_planes.plane(served.plane);
+              for (int64_t j = 0; j < cells.size(); ++j) {
+                grad_plane[cells.row[j]] += cells.weight[j] * value;
+              }
+            }
+            if (grad_offset) {
+              const T* plane = planes.plane(served.plane);
+              for (int64_t j = 0; j < cells.size(); ++j) {
+                cells.dots[j] = value * plane[cells.row[j]];
+              }
+              T dx, dy;
+              cells.derivatives(boxes.roi[r], rule, &dx, &dy);
+              T* out = grad_offset + offset_row(r) + served.bin;
+              out[0] = add ? out[0] + dx : dx;
+              out[s.bins()] = add ? out[s.bins()] + dy : dy;
+            }
           }
         }
-        if (grad_offset) {
-          T* out = grad_offset + s.offset_row(r, k) + bin;
-          cells.derivatives(roi, rule, out, out + s.bins());
+      };
+      for (int64_t c = run.k * s.group_channels(); c < (run.k + 1) * s.group_channels(); ++c) {
+        for (int64_t n = 0; n < s.batch; ++n) {
+          if (!grad_input) {
+            pool_channel(c, n);
+            continue;
+          }
+          const Picture<S> grad_maps =
+              picture<S>(*grad_input, n).slice(c * grid + run.begin, run.planes());
+          grad_planes.zero(grad_maps);
+          pool_channel(c, n);
+          grad_planes.write(grad_maps);
         }
-      });
+      }
+    };
+  });
+}
+
+// (R, C, Ph, Pw) -> (R, Ph, Pw, C) in place.
+template <typename S>
+void put_channels_last(const PoolShape& s, S* output) {
+  const int64_t size = s.out_channels * s.bins();
+  torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
+    std::vector<S> box(size);
+    for (int64_t r = begin; r < end; ++r) {
+      std::copy_n(output + r * size, size, box.data());
+      for (int64_t bin = 0; bin < s.bins(); ++bin) {
+        for (int64_t c = 0; c < s.out_channels; ++c) {
+          output[r * size + bin * s.out_channels + c] = box[c * s.bins() + bin];
+        }
+      }
+    }
+  });
 }
 
 Tensor deform_ps_roi_pool(
@@ -145,22 +503,19 @@ Tensor deform_ps_roi_pool(
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
   const MemoryFormat format = suggested_format(input);
   const std::vector<int64_t> sizes{s.rois, s.out_channels, pooled_h, pooled_w};
-  if (s.rois == 0) return empty_as(input, sizes, input.scalar_type(), format);
-  return dispatch_types(input.scalar_type(), [&](auto types) {
+  const Tensor output = empty_as(input, sizes, input.scalar_type(), format);
+  if (s.rois == 0) return output;
+  dispatch_types(input.scalar_type(), [&](auto types) {
+    using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
-    const Tensor planes = laid_out<T>(input, MemoryFormat::Contiguous);
-    const Tensor boxes = dense<T>(rois);
+    const Tensor rows = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    const Tensor output = torch::stable::new_zeros(planes, sizes);
-    forward(
-        s,
-        rule,
-        static_cast<const T*>(planes.data_ptr()),
-        static_cast<const T*>(boxes.data_ptr()),
-        data_or_null<T>(shifts),
-        static_cast<T*>(output.data_ptr()));
-    return result_as(output, input, format);
+    const Boxes<T> boxes(s, rule, static_cast<const T*>(rows.data_ptr()));
+    S* out = static_cast<S*>(output.data_ptr());
+    forward<S, T>(s, rule, input, boxes, data_or_null<T>(shifts), out);
+    if (format == MemoryFormat::ChannelsLast) put_channels_last(s, out);
   });
+  return output;
 }
 
 std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
@@ -186,26 +541,31 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
       !need_offset || offset.has_value(), "offset: its gradient is asked for, but it is absent");
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
   return dispatch_types(input.scalar_type(), [&](auto types) {
+    using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
-    const Tensor gradient = dense<T>(grad_output);
-    const Tensor planes = laid_out<T>(input, MemoryFormat::Contiguous);
-    const Tensor boxes = dense<T>(rois);
+    const Tensor gradient = torch::stable::to(grad_output, input.scalar_type());
+    const Tensor rows = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
+    const Boxes<T> boxes(s, rule, static_cast<const T*>(rows.data_ptr()));
+    const std::vector<int64_t> sizes{s.batch, s.in_channels, s.height, s.width};
     const Tensor grad_input =
-        need_input ? torch::stable::new_zeros(planes, planes.sizes()) : not_asked(input);
+        need_input ? empty_as(input, sizes, input.scalar_type(), suggested_format(input))
+                   : not_asked(input);
     const Tensor grad_offset =
-        need_offset ? torch::stable::new_zeros(*shifts, shifts->sizes()) : not_asked(rois);
-    backward(
-        s,
-        rule,
-        static_cast<const T*>(gradient.data_ptr()),
-        static_cast<const T*>(planes.data_ptr()),
-        static_cast<const T*>(boxes.data_ptr()),
-        data_or_null<T>(shifts),
-        need_input ? static_cast<T*>(grad_input.data_ptr()) : nullptr,
-        need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr);
+        need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
+    if (need_input || need_offset) {
+      backward<S, T>(
+          s,
+          rule,
+          gradient,
+          input,
+          boxes,
+          data_or_null<T>(shifts),
+          need_input ? &grad_input : nullptr,
+          need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr);
+    }
     return std::make_tuple(
-        need_input ? result_as(grad_input, input, suggested_format(input)) : grad_input,
+        grad_input,
         need_offset ? torch::stable::to(grad_offset, offset->scalar_type()) : grad_offset);
   });
 }

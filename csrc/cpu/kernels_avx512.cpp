@@ -1,7 +1,10 @@
 // The kernels for x86-64 processors with AVX-512 (F, BW, DQ, VL).
 #include "kernels.h"
+#include "pack_kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 // To the end of the file: templates are compiled there, for the set that is in force at that point.
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -13,6 +16,7 @@
 #define D2_DEFORM_VECTOR_BYTES 64
 #define D2_DEFORM_GEMM_ROWS 12
 #include "kernels_impl.h"
+#include "pack_kernels_impl.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,0 +1,491 @@
+// The kernels of pack_kernels.h, compiled once per instruction set after kernels_impl.h, whose vectors they use.
+//
+// A bin is planned across boxes, a vector of boxes at a time: which cells each axis reads and with what weight
+// (roi_geometry.h defines both). It is pooled box by box: kRowCells neighbours of a row at a time, so that no cell is gathered
+// on its own.
+
+namespace d2_deform::cpu::D2_DEFORM_ISA {
+namespace {
+
+template <typename T>
+struct IntOf {
+  using type = int32_t;
+};
+template <>
+struct IntOf<double> {
+  using type = int64_t;
+};
+template <typename T>
+using Int = typename IntOf<T>::type;
+template <typename T>
+using IntVector = Vector<Int<T>>;
+
+// Stands for the cell of a sample that reads none; kNeverRead is no sample's.
+template <typename T>
+constexpr Int<T> kNoCell = -(Int<T>(1) << 30);
+template <typename T>
+constexpr Int<T> kNeverRead = 2 * (kNoCell<T> + 1);
+
+// kRowCells neighbours of a row, in one vector register or several.
+template <typename T>
+constexpr int64_t kPieceBytes =
+    kRowCells * sizeof(T) < D2_DEFORM_VECTOR_BYTES ? kRowCells * sizeof(T) : D2_DEFORM_VECTOR_BYTES;
+template <typename T>
+constexpr int64_t kPieceLanes = kPieceBytes<T> / sizeof(T);
+template <typename T>
+constexpr int64_t kPieces = kRowCells / kPieceLanes<T>;
+template <typename T>
+struct PieceOf {
+  typedef T type __attribute__((vector_size(kPieceBytes<T>), aligned(sizeof(T)), may_alias));
+};
+template <typename T>
+using Piece = typename PieceOf<T>::type;
+
+template <typename T>
+struct Row {
+  Piece<T> piece[kPieces<T>];
+};
+
+template <typename T>
+inline Row<T> row_at(const T* p) {
+  Row<T> row;
+  for (int64_t i = 0; i < kPieces<T>; ++i) {
+    row.piece[i] = *reinterpret_cast<const Piece<T>*>(p + i * kPieceLanes<T>);
+  }
+  return row;
+}
+
+// sum + factor * row
+template <typename T>
+inline void add_product(Row<T>& sum, T factor, const Row<T>& row) {
+  for (int64_t i = 0; i < kPieces<T>; ++i) sum.piece[i] += factor * row.piece[i];
+}
+
+template <typename T>
+inline void add_product(Row<T>& sum, const Row<T>& factor, const Row<T>& row) {
+  for (int64_t i = 0; i < kPieces<T>; ++i) sum.piece[i] += factor.piece[i] * row.piece[i];
+}
+
+// The row where `bits` (0 or -1) is set, else 0.
+template <typename T>
+inline Row<T> keep(const Row<T>& row, Int<T> bits) {
+  Row<T> kept;
+  for (int64_t i = 0; i < kPieces<T>; ++i) {
+    kept.piece[i] = (Piece<T>)((Piece<Int<T>>)row.piece[i] & bits);
+  }
+  return kept;
+}
+
+template <typename T>
+inline T sum_of(const Row<T>& row) {
+  Piece<T> sum = row.piece[0];
+  for (int64_t i = 1; i < kPieces<T>; ++i) sum += row.piece[i];
+  T part[kPieceLanes<T>];
+  *reinterpret_cast<Piece<T>*>(part) = sum;
+  for (int64_t half = kPieceLanes<T> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
+
+// Which cells of a row count, from bits: the others are not read, or read as 0, and nothing is added to them.
+#if D2_DEFORM_VECTOR_BYTES == 64
+template <typename T>
+struct RowMask {
+  __mmask8 bits;
+  explicit RowMask(Int<T> all) : bits(static_cast<__mmask8>(all)) {}
+};
+
+inline Row<float> load(const float* p, const RowMask<float>& mask) {
+  return {{(Piece<float>)_mm256_maskz_loadu_ps(mask.bits, p)}};
+}
+inline Row<double> load(const double* p, const RowMask<double>& mask) {
+  return {{(Piece<double>)_mm512_maskz_loadu_pd(mask.bits, p)}};
+}
+
+inline void add_at(float* p, const RowMask<float>& mask, float factor, const Row<float>& row) {
+  const __m256 sum = _mm256_mask3_fmadd_ps(
+      _mm256_set1_ps(factor), (__m256)row.piece[0], _mm256_loadu_ps(p), mask.bits);
+  _mm256_storeu_ps(p, sum);
+}
+inline void add_at(double* p, const RowMask<double>& mask, double factor, const Row<double>& row) {
+  const __m512d sum = _mm512_mask3_fmadd_pd(
+      _mm512_set1_pd(factor), (__m512d)row.piece[0], _mm512_loadu_pd(p), mask.bits);
+  _mm512_storeu_pd(p, sum);
+}
+#else
+template <typename T>
+struct RowMask {
+  Piece<Int<T>> piece[kPieces<T>];
+  explicit RowMask(Int<T> all) {
+    for (int64_t i = 0; i < kPieces<T>; ++i) {
+      Piece<Int<T>> bit;
+      for (int64_t j = 0; j < kPieceLanes<T>; ++j) bit[j] = Int<T>(1) << (i * kPieceLanes<T> + j);
+      piece[i] = (bit & all) != 0;
+    }
+  }
+};
+
+template <typename T>
+inline Row<T> load(const T* p, const RowMask<T>& mask) {
+  Row<T> row = row_at(p);
+  for (int64_t i = 0; i < kPieces<T>; ++i) {
+    row.piece[i] = (Piece<T>)((Piece<Int<T>>)row.piece[i] & mask.piece[i]);
+  }
+  return row;
+}
+
+template <typename T>
+inline void add_at(T* p, const RowMask<T>& mask, T factor, const Row<T>& row) {
+  for (int64_t i = 0; i < kPieces<T>; ++i) {
+    const Piece<T> product = factor * row.piece[i];
+    *reinterpret_cast<Piece<T>*>(p + i * kPieceLanes<T>) +=
+        (Piece<T>)((Piece<Int<T>>)product & mask.piece[i]);
+  }
+}
+#endif
+
+// (kRowCells, kPackBoxes) -> (kPackBoxes, kRowCells)
+template <typename T>
+inline void transpose(const T* in, T* out) {
+  for (int64_t i = 0; i < kPackBoxes; ++i) {
+    for (int64_t j = 0; j < kRowCells; ++j) out[i * kRowCells + j] = in[j * kPackBoxes + i];
+  }
+}
+#if D2_DEFORM_VECTOR_BYTES >= 32
+template <>
+inline void transpose(const float* in, float* out) {
+  for (int64_t i = 0; i < kPackBoxes; i += 8, in += 8, out += 8 * kRowCells) {
+    __m256 r[8], s[8];
+    for (int j = 0; j < 8; ++j) r[j] = _mm256_loadu_ps(in + j * kPackBoxes);
+    for (int j = 0; j < 8; j += 2) {
+      s[j] = _mm256_unpacklo_ps(r[j], r[j + 1]);
+      s[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
+    }
+    for (int j = 0; j < 8; j += 4) {
+      r[j] = _mm256_shuffle_ps(s[j], s[j + 2], 0x44);
+      r[j + 1] = _mm256_shuffle_ps(s[j], s[j + 2], 0xee);
+      r[j + 2] = _mm256_shuffle_ps(s[j + 1], s[j + 3], 0x44);
+      r[j + 3] = _mm256_shuffle_ps(s[j + 1], s[j + 3], 0xee);
+    }
+    for (int j = 0; j < 4; ++j) {
+      _mm256_storeu_ps(out + j * kRowCells, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
+      _mm256_storeu_ps(out + (j + 4) * kRowCells, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+    }
+  }
+}
+#endif
+
+// The samples of one axis of a bin, for every box of a pack.
+template <typename T>
+struct PackSamples {
+  Int<T> low[kPackSamples]
+            [kPackBoxes];  // the cell at or before the sample; kNoCell if it is skipped
+  Int<T> high[kPackSamples]
+             [kPackBoxes];  // the next one; kNoCell if the sample does not move with the shift
+  T fraction[kPackSamples][kPackBoxes];
+  Int<T> first[kPackBoxes];  // the cells that a box reads lie in [first, first + cells)
+  Int<T> cells[kPackBoxes];
+  T count[kPackBoxes];  // of the samples that are not skipped
+  int64_t most;         // the largest of cells
+};
+
+template <typename T>
+void find_samples(
+    const PackBin<T>& bin,
+    const PackAxis<T>& axis,
+    const T* shift,
+    int64_t index,
+    int64_t extent,
+    PackSamples<T>& s) {
+  using V = Vector<T>;
+  using I = IntVector<T>;
+  const T last = static_cast<T>(extent - 1);
+  const T end = static_cast<T>(extent) - T(0.5);
+  const Int<T> last_cell = static_cast<Int<T>>(extent - 1);
+  I most{};
+  for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
+    const V length = load(axis.length + b);
+    const V step = load(axis.step + b);
+    V begin = load(axis.start + b) + static_cast<T>(index) * load(axis.bin_length + b);
+    if (shift) begin += load(shift + b) * bin.gamma * length;
+    if (bin.aligned) begin += T(0.5) * step;
+    I lowest = I{} - kNoCell<T>;
+    I highest = I{} + kNoCell<T>;
+    I count{};
+    for (int64_t i = 0; i < bin.samples; ++i) {
+      const V position = begin + static_cast<T>(i) * step;
+      const I inside = (position >= T(-0.5)) & (position <= end);
+      const V capped = position > last ? V{} + last : position;
+      const V clamped = inside & (position > T(0)) ? capped : V{};
+      const I below = __builtin_convertvector(clamped, I);
+      const I low = below > last_cell ? I{} + last_cell : below;
+      const V fraction = clamped - __builtin_convertvector(low, V);
+      I moves = inside & (low < last_cell) & (position >= T(0));
+      if (!bin.aligned) moves &= fraction != T(0);
+      const I low_read = inside ? low : I{} + kNoCell<T>;
+      const I high_read = moves ? low + 1 : I{} + kNoCell<T>;
+      at(s.low[i] + b) = low_read;
+      at(s.high[i] + b) = high_read;
+      at(s.fraction[i] + b) = fraction;
+      const I lower = inside ? low : I{} - kNoCell<T>;
+      lowest = lower < lowest ? lower : lowest;
+      highest = low_read > highest ? low_read : highest;
+      highest = high_read > highest ? high_read : highest;
+      count -= inside;
+    }
+    const I cells = count > 0 ? highest - lowest + 1 : I{};
+    at(s.first + b) = count > 0 ? lowest : I{};
+    at(s.cells + b) = cells;
+    at(s.count + b) = __builtin_convertvector(count, V);
+    most = cells > most ? cells : most;
+  }
+  s.most = 0;
+  for (int64_t i = 0; i < kLanes<T>; ++i) s.most = most[i] > s.most ? most[i] : s.most;
+}
+
+// What the boxes b to b + kLanes read of one cell each: its weight, the weight's derivative, whether it is read at all.
+template <typename T, bool kDerivative>
+inline void weigh(
+    const PackSamples<T>& s,
+    int64_t samples,
+    int64_t b,
+    const IntVector<T>& cell,
+    Vector<T>& weight,
+    Vector<T>& derivative,
+    IntVector<T>& read) {
+  using V = Vector<T>;
+  using I = IntVector<T>;
+  weight = V{};
+  read = I{};
+  I rising{};
+  for (int64_t i = 0; i < samples; ++i) {
+    const V fraction = load(s.fraction[i] + b);
+    const I as_low = load(s.low[i] + b) == cell;
+    const I as_high = load(s.high[i] + b) == cell;
+    weight += as_low ? T(1) - fraction : V{};
+    weight += as_high ? fraction : V{};
+    read |= as_low | as_high;
+    if constexpr (kDerivative) {
+      rising -= as_high;
+      rising += load(s.high[i] + b) == cell + 1;
+    }
+  }
+  if constexpr (kDerivative) derivative = __builtin_convertvector(rising, V);
+}
+
+constexpr int64_t kChunks = kPackCells / kRowCells;
+
+// How a bin of sixteen boxes is pooled: box i reads `rows` rows from first_row[i] on and, of each, kRowCells columns from
+// column[j][i] on for j < chunks.
+template <typename T>
+struct Plan {
+  int64_t rows, chunks;
+  Int<T> first_row[kPackBoxes];
+  T weight_y[kPackCells][kPackBoxes];
+  T derivative_y[kPackCells][kPackBoxes];
+  Int<T> read_y[kPackCells][kPackBoxes];  // -1 or 0: whether the box reads that row
+  Int<T> column[kChunks][kPackBoxes];
+  T weight_x[kChunks][kPackBoxes][kRowCells];
+  T derivative_x[kChunks][kPackBoxes][kRowCells];
+  Int<T> read_x[kChunks][kPackBoxes];  // one bit for each of the kRowCells columns
+  T scale[kPackBoxes];                 // 1 / number of samples kept; 0 if there is none
+};
+
+template <typename T, bool kDerivatives>
+void make_plan(
+    const PackBin<T>& bin, const Pack<T>& pack, const T* shift_x, const T* shift_y, Plan<T>& plan) {
+  using V = Vector<T>;
+  using I = IntVector<T>;
+  PackSamples<T> y, x;
+  find_samples(bin, pack.y, shift_y, bin.ph, bin.height, y);
+  find_samples(bin, pack.x, shift_x, bin.pw, bin.width, x);
+  plan.rows = y.most;
+  plan.chunks = (x.most + kRowCells - 1) / kRowCells;
+  V weight, derivative;
+  I read;
+  for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
+    // A box that reads fewer rows than the longest must not reach beyond the map.
+    const Int<T> last = static_cast<Int<T>>(bin.height - plan.rows);
+    const I lowest = load(y.first + b);
+    const I first = lowest > last ? I{} + last : lowest;
+    at(plan.first_row + b) = first;
+    for (int64_t k = 0; k < plan.rows; ++k) {
+      weigh<T, kDerivatives>(
+          y, bin.samples, b, first + static_cast<Int<T>>(k), weight, derivative, read);
+      at(plan.weight_y[k] + b) = weight;
+      at(plan.read_y[k] + b) = read;
+      if constexpr (kDerivatives) at(plan.derivative_y[k] + b) = derivative;
+    }
+    const V count = load(y.count + b) * load(x.count + b);
+    at(plan.scale + b) = count > T(0) ? T(1) / count : V{};
+  }
+  // No row is left, unless it is shorter than a chunk.
+  const Int<T> last_column =
+      static_cast<Int<T>>(bin.width < kRowCells ? bin.width : bin.width - kRowCells);
+  for (int64_t j = 0; j < plan.chunks; ++j) {
+    T weights[kRowCells][kPackBoxes];
+    T derivatives[kRowCells][kPackBoxes];
+    for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
+      const I begin = load(x.first + b) + static_cast<Int<T>>(j * kRowCells);
+      const I column = begin < last_column ? begin : I{} + last_column;
+      at(plan.column[j] + b) = column;
+      I bits{};
+      for (int64_t k = 0; k < kRowCells; ++k) {
+        const I cell = column + static_cast<Int<T>>(k);
+        // Cells before `begin` belong to the chunk before.
+        weigh<T, kDerivatives>(
+            x,
+            bin.samples,
+            b,
+            cell >= begin ? cell : I{} + kNeverRead<T>,
+            weight,
+            derivative,
+            read);
+        at(weights[k] + b) = weight;
+        if constexpr (kDerivatives) at(derivatives[k] + b) = derivative;
+        bits |= read & (Int<T>(1) << k);
+      }
+      at(plan.read_x[j] + b) = bits;
+    }
+    transpose(weights[0], plan.weight_x[j][0]);
+    if constexpr (kDerivatives) transpose(derivatives[0], plan.derivative_x[j][0]);
+  }
+}
+
+template <typename T>
+void pack_forward(
+    const PackBin<T>& bin,
+    int64_t count,
+    const Pack<T>* packs,
+    const T* shift_x,
+    const T* shift_y,
+    const T* plane,
+    T* out) {
+  Plan<T> plan;
+  for (int64_t q = 0; q < count; ++q, out += kPackBoxes) {
+    make_plan<T, false>(
+        bin,
+        packs[q],
+        shift_x ? shift_x + q * kPackBoxes : nullptr,
+        shift_y ? shift_y + q * kPackBoxes : nullptr,
+        plan);
+    for (int64_t i = 0; i < kPackBoxes; ++i) {
+      const T* top = plane + plan.first_row[i] * bin.width;
+      Row<T> sum{};
+      for (int64_t j = 0; j < plan.chunks; ++j) {
+        const RowMask<T> mask(plan.read_x[j][i]);
+        const T* p = top + plan.column[j][i];
+        Row<T> along{};
+        for (int64_t k = 0; k < plan.rows; ++k, p += bin.width) {
+          add_product(along, plan.weight_y[k][i], keep(load(p, mask), plan.read_y[k][i]));
+        }
+        add_product(sum, along, row_at(plan.weight_x[j][i]));
+      }
+      out[i] = sum_of(sum);
+    }
+    for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) at(out + b) *= load(plan.scale + b);
+  }
+}
+
+template <typename T, bool kInput, bool kShifts>
+void pack_gradients(
+    const PackBin<T>& bin,
+    int64_t count,
+    const Pack<T>* packs,
+    const T* shift_x,
+    const T* shift_y,
+    const T* gradient,
+    const T* plane,
+    T* grad_plane,
+    T* grad_x,
+    T* grad_y) {
+  using V = Vector<T>;
+  using I = IntVector<T>;
+  Plan<T> plan;
+  T scaled[kPackCells][kPackBoxes];
+  for (int64_t q = 0; q < count; ++q) {
+    const int64_t first = q * kPackBoxes;
+    make_plan<T, kShifts>(
+        bin,
+        packs[q],
+        shift_x ? shift_x + first : nullptr,
+        shift_y ? shift_y + first : nullptr,
+        plan);
+    if constexpr (kInput) {
+      for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
+        const V factor = load(gradient + first + b) * load(plan.scale + b);
+        for (int64_t k = 0; k < plan.rows; ++k) {
+          const V product = factor * load(plan.weight_y[k] + b);
+          at(scaled[k] + b) = (V)((I)product & load(plan.read_y[k] + b));
+        }
+      }
+    }
+    for (int64_t i = 0; i < kPackBoxes; ++i) {
+      const int64_t top = plan.first_row[i] * bin.width;
+      Row<T> along_x{}, along_y{};
+      for (int64_t j = 0; j < plan.chunks; ++j) {
+        const RowMask<T> mask(plan.read_x[j][i]);
+        const Row<T> weight_x = row_at(plan.weight_x[j][i]);
+        int64_t cell = top + plan.column[j][i];
+        Row<T> value{}, slope{};
+        for (int64_t k = 0; k < plan.rows; ++k, cell += bin.width) {
+          if constexpr (kShifts) {
+            const Row<T> row = keep(load(plane + cell, mask), plan.read_y[k][i]);
+            add_product(value, plan.weight_y[k][i], row);
+            add_product(slope, plan.derivative_y[k][i], row);
+          }
+          if constexpr (kInput) add_at(grad_plane + cell, mask, scaled[k][i], weight_x);
+        }
+        if constexpr (kShifts) {
+          add_product(along_x, value, row_at(plan.derivative_x[j][i]));
+          add_product(along_y, slope, weight_x);
+        }
+      }
+      if constexpr (kShifts) {
+        grad_x[first + i] = sum_of(along_x);
+        grad_y[first + i] = sum_of(along_y);
+      }
+    }
+    if constexpr (kShifts) {
+      for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
+        const V scale = load(plan.scale + b);
+        const V factor = load(gradient + first + b) * scale * bin.gamma;
+        const V along_x = load(grad_x + first + b) * factor * load(packs[q].x.length + b);
+        const V along_y = load(grad_y + first + b) * factor * load(packs[q].y.length + b);
+        at(grad_x + first + b) = scale > T(0) ? along_x : V{};
+        at(grad_y + first + b) = scale > T(0) ? along_y : V{};
+      }
+    }
+  }
+}
+
+template <typename T>
+void pack_backward(
+    const PackBin<T>& bin,
+    int64_t count,
+    const Pack<T>* packs,
+    const T* shift_x,
+    const T* shift_y,
+    const T* gradient,
+    const T* plane,
+    T* grad_plane,
+    T* grad_x,
+    T* grad_y) {
+  const auto gradients = grad_plane == nullptr ? pack_gradients<T, false, true>
+                         : grad_x == nullptr   ? pack_gradients<T, true, false>
+                                               : pack_gradients<T, true, true>;
+  gradients(bin, count, packs, shift_x, shift_y, gradient, plane, grad_plane, grad_x, grad_y);
+}
+
+}  // namespace
+
+template <typename T>
+PackKernels<T> pack_table() {
+  return {pack_forward<T>, pack_backward<T>};
+}
+
+template PackKernels<float> pack_table<float>();
+template PackKernels<double> pack_table<double>();
+
+}  // namespace d2_deform::cpu::D2_DEFORM_ISA
