@@ -149,6 +149,13 @@ class Planes {
     if (in_place(map)) return;
     const int64_t size = size_;
     T* data = data_;
+    if constexpr (std::is_same_v<S, T>) {
+      if (channels_last(map)) {
+        pack_kernels<T>().transpose(
+            shape_.cells(), map.channels, map.data, map.column_stride, data, size);
+        return;
+      }
+    }
     for_each_element(map, 0, map.height, [=](int64_t cell, int64_t c, const S& element) {
       data[c * size + cell] = static_cast<T>(element);
     });
@@ -163,6 +170,13 @@ class Planes {
     if (in_place(map)) return;
     const int64_t size = size_;
     const T* data = data_;
+    if constexpr (std::is_same_v<S, T>) {
+      if (channels_last(map)) {
+        pack_kernels<T>().transpose(
+            map.channels, shape_.cells(), data, size, map.data, map.column_stride);
+        return;
+      }
+    }
     for_each_element(map, 0, map.height, [=](int64_t cell, int64_t c, S& element) {
       element = static_cast<S>(data[c * size + cell]);
     });
@@ -171,6 +185,10 @@ class Planes {
   T* plane(int64_t i) const { return data_ + i * size_; }
 
  private:
+  static bool channels_last(const Picture<S>& map) {
+    return map.channel_stride == 1 && map.row_stride == map.width * map.column_stride;
+  }
+
   void point_at(const Picture<S>& map) {
     if (in_place(map)) {
       data_ = reinterpret_cast<T*>(map.data);
@@ -188,14 +206,12 @@ class Planes {
   int64_t size_ = 0;  // elements from one plane to the next
 };
 
-// Values of some bins and packs, box by box within a bin: what the kernels read and write.
-template <typename T>
+// Some bins and packs, whose values lie as (packs, bins, kPackBoxes) where the kernels read and write them.
 struct Tile {
   int64_t first_bin, bins;  // of the run's
   int64_t first_pack, packs;
 
-  int64_t places() const { return packs * kPackBoxes; }
-  int64_t first_place() const { return first_pack * kPackBoxes; }
+  int64_t size() const { return packs * bins * kPackBoxes; }
 };
 
 // Calls f(tile) for tiles that cover all bins of a run and all packs of picture n.
@@ -207,45 +223,51 @@ void for_each_tile(const Boxes<T>& boxes, const Run& run, int64_t n, const F& f)
     const int64_t pack_bytes = bins * kPackBoxes * static_cast<int64_t>(sizeof(T));
     const int64_t most = std::max<int64_t>(1, kTileBytes / pack_bytes);
     for (int64_t q = boxes.first_pack[n]; q < boxes.first_pack[n + 1]; q += most) {
-      f(Tile<T>{first, bins, q, std::min(most, boxes.first_pack[n + 1] - q)});
+      f(Tile{first, bins, q, std::min(most, boxes.first_pack[n + 1] - q)});
     }
   }
 }
 
-// values[bin][place] = source(box)[element[bin]] for the bins and boxes of a tile; 0 where there is no box.
+// values = source(box)[element[bin]] for the bins and boxes of a tile; 0 where there is no box.
 template <typename S, typename T, typename F>
 void load_tile(
     const Boxes<T>& boxes,
-    const Tile<T>& tile,
+    const Tile& tile,
     const int64_t* element,
     const F& source,
     std::vector<T>& values) {
-  values.resize(std::max<size_t>(values.size(), tile.bins * tile.places()));
-  for (int64_t i = 0; i < tile.places(); ++i) {
-    const int64_t r = boxes.place[tile.first_place() + i];
-    const S* from = r < 0 ? nullptr : source(r);
-    for (int64_t j = 0; j < tile.bins; ++j) {
-      values[j * tile.places() + i] = from ? static_cast<T>(from[element[j]]) : T(0);
+  values.resize(std::max<size_t>(values.size(), tile.size()));
+  T* to = values.data();
+  for (int64_t q = 0; q < tile.packs; ++q, to += tile.bins * kPackBoxes) {
+    const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
+    for (int64_t i = 0; i < kPackBoxes; ++i) {
+      const S* from = place[i] < 0 ? nullptr : source(place[i]);
+      for (int64_t j = 0; j < tile.bins; ++j) {
+        to[j * kPackBoxes + i] = from ? static_cast<T>(from[element[j]]) : T(0);
+      }
     }
   }
 }
 
-// The way back: target(box)[element[bin]] = values[bin][place], or added to it.
+// The way back: target(box)[element[bin]] = value, or added to it.
 template <typename S, typename T, typename F>
 void store_tile(
     const Boxes<T>& boxes,
-    const Tile<T>& tile,
+    const Tile& tile,
     const int64_t* element,
     const std::vector<T>& values,
     bool add,
     const F& target) {
-  for (int64_t i = 0; i < tile.places(); ++i) {
-    const int64_t r = boxes.place[tile.first_place() + i];
-    if (r < 0) continue;
-    S* to = target(r);
-    for (int64_t j = 0; j < tile.bins; ++j) {
-      const T value = values[j * tile.places() + i];
-      to[element[j]] = static_cast<S>(add ? static_cast<T>(to[element[j]]) + value : value);
+  const T* from = values.data();
+  for (int64_t q = 0; q < tile.packs; ++q, from += tile.bins * kPackBoxes) {
+    const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
+    for (int64_t i = 0; i < kPackBoxes; ++i) {
+      if (place[i] < 0) continue;
+      S* to = target(place[i]);
+      for (int64_t j = 0; j < tile.bins; ++j) {
+        const T value = from[j * kPackBoxes + i];
+        to[element[j]] = static_cast<S>(add ? static_cast<T>(to[element[j]]) + value : value);
+      }
     }
   }
 }
@@ -293,20 +315,21 @@ void forward(
       const std::vector<int64_t> element = elements(run);
       const auto pool_channel = [&](int64_t c, int64_t n) {
         planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.planes()));
-        for_each_tile(boxes, run, n, [&](const Tile<T>& tile) {
+        for_each_tile(boxes, run, n, [&](const Tile& tile) {
           const int64_t* bins = element.data() + tile.first_bin;
           if (offset) {
             const auto row = [&](int64_t r) { return offset + s.offset_row(r, run.k); };
             load_tile<T>(boxes, tile, bins, row, shift_x);
             load_tile<T>(boxes, tile, bins, [&](int64_t r) { return row(r) + s.bins(); }, shift_y);
           }
-          values.resize(std::max<size_t>(values.size(), tile.bins * tile.places()));
+          values.resize(std::max<size_t>(values.size(), tile.size()));
           for (int64_t j = 0; j < tile.bins; ++j) {
-            const int64_t at = j * tile.places();
+            const int64_t at = j * kPackBoxes;
             kernel.forward(
                 pack_bin<T>(s, rule, bins[j]),
                 tile.packs,
                 boxes.packs.data() + tile.first_pack,
+                tile.bins * kPackBoxes,
                 offset ? shift_x.data() + at : nullptr,
                 offset ? shift_y.data() + at : nullptr,
                 planes.plane(run.bins[tile.first_bin + j].plane),
@@ -384,7 +407,7 @@ void backward(
         if (grad_offset) {
           planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.planes()));
         }
-        for_each_tile(boxes, run, n, [&](const Tile<T>& tile) {
+        for_each_tile(boxes, run, n, [&](const Tile& tile) {
           const int64_t* bins = element.data() + tile.first_bin;
           if (offset) {
             load_tile<T>(
@@ -398,16 +421,17 @@ void backward(
           }
           load_tile<S>(boxes, tile, of_gradient.data() + tile.first_bin, gradient_row, values);
           if (grad_offset) {
-            grad_x.resize(std::max<size_t>(grad_x.size(), tile.bins * tile.places()));
+            grad_x.resize(std::max<size_t>(grad_x.size(), tile.size()));
             grad_y.resize(grad_x.size());
           }
           for (int64_t j = 0; j < tile.bins; ++j) {
-            const int64_t at = j * tile.places();
+            const int64_t at = j * kPackBoxes;
             const int64_t plane = run.bins[tile.first_bin + j].plane;
             kernel.backward(
                 pack_bin<T>(s, rule, bins[j]),
                 tile.packs,
                 boxes.packs.data() + tile.first_pack,
+                tile.bins * kPackBoxes,
                 offset ? shift_x.data() + at : nullptr,
                 offset ? shift_y.data() + at : nullptr,
                 values.data() + at,

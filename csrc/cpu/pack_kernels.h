@@ -40,22 +40,24 @@ struct PackBin {
 
 template <typename T>
 struct PackKernels {
-  // out[i] = value of the bin of box i, for the 16 * count boxes of `packs`. Shifts are null for rigid bins.
+  // out[q * stride + i] = value of the bin of box i of pack q, for q < count. Shifts lie likewise; null for rigid bins.
   void (*forward)(
       const PackBin<T>& bin,
       int64_t count,
       const Pack<T>* packs,
+      int64_t stride,
       const T* shift_x,
       const T* shift_y,
       const T* plane,
       T* out);
 
-  // gradient[i] -> added to grad_plane (unless null); written to grad_x[i] and grad_y[i], the shifts' (unless null).
+  // gradient, like `out` -> added to grad_plane (unless null); written to grad_x and grad_y, the shifts' (unless null).
   // plane is read for the shifts' gradients only.
   void (*backward)(
       const PackBin<T>& bin,
       int64_t count,
       const Pack<T>* packs,
+      int64_t stride,
       const T* shift_x,
       const T* shift_y,
       const T* gradient,
@@ -63,6 +65,10 @@ struct PackKernels {
       T* grad_plane,
       T* grad_x,
       T* grad_y);
+
+  // out[j * out_stride + i] = in[i * in_stride + j] for i < rows, j < columns.
+  void (*transpose)(
+      int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride);
 };
 
 template <typename T>

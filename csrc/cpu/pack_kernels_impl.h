@@ -145,36 +145,65 @@ inline void add_at(T* p, const RowMask<T>& mask, T factor, const Row<T>& row) {
 }
 #endif
 
-// (kRowCells, kPackBoxes) -> (kPackBoxes, kRowCells)
+constexpr int64_t kBlock = 8;
+
+// out[j * out_stride + i] = in[i * in_stride + j] for i, j < kBlock.
 template <typename T>
-inline void transpose(const T* in, T* out) {
-  for (int64_t i = 0; i < kPackBoxes; ++i) {
-    for (int64_t j = 0; j < kRowCells; ++j) out[i * kRowCells + j] = in[j * kPackBoxes + i];
+inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  for (int64_t i = 0; i < kBlock; ++i) {
+    for (int64_t j = 0; j < kBlock; ++j) out[j * out_stride + i] = in[i * in_stride + j];
   }
 }
 #if D2_DEFORM_VECTOR_BYTES >= 32
 template <>
-inline void transpose(const float* in, float* out) {
-  for (int64_t i = 0; i < kPackBoxes; i += 8, in += 8, out += 8 * kRowCells) {
-    __m256 r[8], s[8];
-    for (int j = 0; j < 8; ++j) r[j] = _mm256_loadu_ps(in + j * kPackBoxes);
-    for (int j = 0; j < 8; j += 2) {
-      s[j] = _mm256_unpacklo_ps(r[j], r[j + 1]);
-      s[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
-    }
-    for (int j = 0; j < 8; j += 4) {
-      r[j] = _mm256_shuffle_ps(s[j], s[j + 2], 0x44);
-      r[j + 1] = _mm256_shuffle_ps(s[j], s[j + 2], 0xee);
-      r[j + 2] = _mm256_shuffle_ps(s[j + 1], s[j + 3], 0x44);
-      r[j + 3] = _mm256_shuffle_ps(s[j + 1], s[j + 3], 0xee);
-    }
-    for (int j = 0; j < 4; ++j) {
-      _mm256_storeu_ps(out + j * kRowCells, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
-      _mm256_storeu_ps(out + (j + 4) * kRowCells, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
-    }
+inline void transpose_block(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  __m256 r[8], s[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
   }
 }
 #endif
+
+template <typename T>
+void transpose(
+    int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  const int64_t whole_rows = rows - rows % kBlock;
+  const int64_t whole_columns = columns - columns % kBlock;
+  for (int64_t i = 0; i < whole_rows; i += kBlock) {
+    for (int64_t j = 0; j < whole_columns; j += kBlock) {
+      transpose_block(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
+      out[j * out_stride + i] = in[i * in_stride + j];
+    }
+  }
+}
+
+template <typename T>
+inline int64_t largest(const IntVector<T>& values) {
+  Int<T> part[kLanes<T>];
+  at(part) = values;
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) {
+      part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
+    }
+  }
+  return part[0];
+}
 
 // The samples of one axis of a bin, for every box of a pack.
 template <typename T>
@@ -240,12 +269,11 @@ void find_samples(
     at(s.count + b) = __builtin_convertvector(count, V);
     most = cells > most ? cells : most;
   }
-  s.most = 0;
-  for (int64_t i = 0; i < kLanes<T>; ++i) s.most = most[i] > s.most ? most[i] : s.most;
+  s.most = largest<T>(most);
 }
 
 // What the boxes b to b + kLanes read of one cell each: its weight, the weight's derivative, whether it is read at all.
-template <typename T, bool kDerivative>
+template <typename T, bool kDerivative, int kSamples>
 inline void weigh(
     const PackSamples<T>& s,
     int64_t samples,
@@ -259,7 +287,9 @@ inline void weigh(
   weight = V{};
   read = I{};
   I rising{};
-  for (int64_t i = 0; i < samples; ++i) {
+  const int64_t count = kSamples > 0 ? kSamples : samples;
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; ++i) {
     const V fraction = load(s.fraction[i] + b);
     const I as_low = load(s.low[i] + b) == cell;
     const I as_high = load(s.high[i] + b) == cell;
@@ -292,8 +322,9 @@ struct Plan {
   T scale[kPackBoxes];                 // 1 / number of samples kept; 0 if there is none
 };
 
-template <typename T, bool kDerivatives>
-void make_plan(
+// kSamples: bin.samples where it is known when compiling, else 0.
+template <typename T, bool kDerivatives, int kSamples>
+void make_plan_for(
     const PackBin<T>& bin, const Pack<T>& pack, const T* shift_x, const T* shift_y, Plan<T>& plan) {
   using V = Vector<T>;
   using I = IntVector<T>;
@@ -311,7 +342,7 @@ void make_plan(
     const I first = lowest > last ? I{} + last : lowest;
     at(plan.first_row + b) = first;
     for (int64_t k = 0; k < plan.rows; ++k) {
-      weigh<T, kDerivatives>(
+      weigh<T, kDerivatives, kSamples>(
           y, bin.samples, b, first + static_cast<Int<T>>(k), weight, derivative, read);
       at(plan.weight_y[k] + b) = weight;
       at(plan.read_y[k] + b) = read;
@@ -330,11 +361,17 @@ void make_plan(
       const I begin = load(x.first + b) + static_cast<Int<T>>(j * kRowCells);
       const I column = begin < last_column ? begin : I{} + last_column;
       at(plan.column[j] + b) = column;
+      const I end = load(x.first + b) + load(x.cells + b) - column;
+      const int64_t columns = largest<T>(end) < kRowCells ? largest<T>(end) : kRowCells;
       I bits{};
-      for (int64_t k = 0; k < kRowCells; ++k) {
+      for (int64_t k = columns; k < kRowCells; ++k) {
+        at(weights[k] + b) = V{};
+        if constexpr (kDerivatives) at(derivatives[k] + b) = V{};
+      }
+      for (int64_t k = 0; k < columns; ++k) {
         const I cell = column + static_cast<Int<T>>(k);
         // Cells before `begin` belong to the chunk before.
-        weigh<T, kDerivatives>(
+        weigh<T, kDerivatives, kSamples>(
             x,
             bin.samples,
             b,
@@ -348,8 +385,22 @@ void make_plan(
       }
       at(plan.read_x[j] + b) = bits;
     }
-    transpose(weights[0], plan.weight_x[j][0]);
-    if constexpr (kDerivatives) transpose(derivatives[0], plan.derivative_x[j][0]);
+    for (int64_t b = 0; b < kPackBoxes; b += kBlock) {
+      transpose_block(weights[0] + b, kPackBoxes, plan.weight_x[j][b], kRowCells);
+      if constexpr (kDerivatives) {
+        transpose_block(derivatives[0] + b, kPackBoxes, plan.derivative_x[j][b], kRowCells);
+      }
+    }
+  }
+}
+
+template <typename T, bool kDerivatives>
+void make_plan(
+    const PackBin<T>& bin, const Pack<T>& pack, const T* shift_x, const T* shift_y, Plan<T>& plan) {
+  if (bin.samples == 4) {
+    make_plan_for<T, kDerivatives, 4>(bin, pack, shift_x, shift_y, plan);
+  } else {
+    make_plan_for<T, kDerivatives, 0>(bin, pack, shift_x, shift_y, plan);
   }
 }
 
@@ -358,17 +409,18 @@ void pack_forward(
     const PackBin<T>& bin,
     int64_t count,
     const Pack<T>* packs,
+    int64_t stride,
     const T* shift_x,
     const T* shift_y,
     const T* plane,
     T* out) {
   Plan<T> plan;
-  for (int64_t q = 0; q < count; ++q, out += kPackBoxes) {
+  for (int64_t q = 0; q < count; ++q, out += stride) {
     make_plan<T, false>(
         bin,
         packs[q],
-        shift_x ? shift_x + q * kPackBoxes : nullptr,
-        shift_y ? shift_y + q * kPackBoxes : nullptr,
+        shift_x ? shift_x + q * stride : nullptr,
+        shift_y ? shift_y + q * stride : nullptr,
         plan);
     for (int64_t i = 0; i < kPackBoxes; ++i) {
       const T* top = plane + plan.first_row[i] * bin.width;
@@ -393,6 +445,7 @@ void pack_gradients(
     const PackBin<T>& bin,
     int64_t count,
     const Pack<T>* packs,
+    int64_t stride,
     const T* shift_x,
     const T* shift_y,
     const T* gradient,
@@ -405,7 +458,7 @@ void pack_gradients(
   Plan<T> plan;
   T scaled[kPackCells][kPackBoxes];
   for (int64_t q = 0; q < count; ++q) {
-    const int64_t first = q * kPackBoxes;
+    const int64_t first = q * stride;
     make_plan<T, kShifts>(
         bin,
         packs[q],
@@ -465,6 +518,7 @@ void pack_backward(
     const PackBin<T>& bin,
     int64_t count,
     const Pack<T>* packs,
+    int64_t stride,
     const T* shift_x,
     const T* shift_y,
     const T* gradient,
@@ -475,14 +529,15 @@ void pack_backward(
   const auto gradients = grad_plane == nullptr ? pack_gradients<T, false, true>
                          : grad_x == nullptr   ? pack_gradients<T, true, false>
                                                : pack_gradients<T, true, true>;
-  gradients(bin, count, packs, shift_x, shift_y, gradient, plane, grad_plane, grad_x, grad_y);
+  gradients(
+      bin, count, packs, stride, shift_x, shift_y, gradient, plane, grad_plane, grad_x, grad_y);
 }
 
 }  // namespace
 
 template <typename T>
 PackKernels<T> pack_table() {
-  return {pack_forward<T>, pack_backward<T>};
+  return {pack_forward<T>, pack_backward<T>, transpose<T>};
 }
 
 template PackKernels<float> pack_table<float>();
