@@ -182,6 +182,9 @@ class Planes {
     });
   }
 
+  // Plane i + 1, or null after the last one.
+  const T* next(int64_t i) const { return i + 1 < count_ ? plane(i + 1) : nullptr; }
+
   T* plane(int64_t i) const { return data_ + i * size_; }
 
  private:
@@ -190,6 +193,7 @@ class Planes {
   }
 
   void point_at(const Picture<S>& map) {
+    count_ = map.channels;
     if (in_place(map)) {
       data_ = reinterpret_cast<T*>(map.data);
       size_ = map.channel_stride;
@@ -203,6 +207,7 @@ class Planes {
   const PoolShape& shape_;
   std::vector<T> room_;
   T* data_ = nullptr;
+  int64_t count_ = 0;
   int64_t size_ = 0;  // elements from one plane to the next
 };
 
@@ -228,7 +233,7 @@ void for_each_tile(const Boxes<T>& boxes, const Run& run, int64_t n, const F& f)
   }
 }
 
-// values = source(box)[element[bin]] for the bins and boxes of a tile; 0 where there is no box.
+// values = source(box)[element[bin]] for the bins and boxes of a tile; anything where there is no box.
 template <typename S, typename T, typename F>
 void load_tile(
     const Boxes<T>& boxes,
@@ -237,15 +242,16 @@ void load_tile(
     const F& source,
     std::vector<T>& values) {
   values.resize(std::max<size_t>(values.size(), tile.size()));
-  T* to = values.data();
-  for (int64_t q = 0; q < tile.packs; ++q, to += tile.bins * kPackBoxes) {
+  std::vector<T> rows(kPackBoxes * tile.bins);
+  for (int64_t q = 0; q < tile.packs; ++q) {
     const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
-    for (int64_t i = 0; i < kPackBoxes; ++i) {
-      const S* from = place[i] < 0 ? nullptr : source(place[i]);
-      for (int64_t j = 0; j < tile.bins; ++j) {
-        to[j * kPackBoxes + i] = from ? static_cast<T>(from[element[j]]) : T(0);
-      }
+    for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
+      const S* from = source(place[i]);
+      T* row = rows.data() + i * tile.bins;
+      for (int64_t j = 0; j < tile.bins; ++j) row[j] = static_cast<T>(from[element[j]]);
     }
+    T* to = values.data() + q * tile.bins * kPackBoxes;
+    pack_kernels<T>().transpose(kPackBoxes, tile.bins, rows.data(), tile.bins, to, kPackBoxes);
   }
 }
 
@@ -258,22 +264,24 @@ void store_tile(
     const std::vector<T>& values,
     bool add,
     const F& target) {
-  const T* from = values.data();
-  for (int64_t q = 0; q < tile.packs; ++q, from += tile.bins * kPackBoxes) {
+  std::vector<T> rows(kPackBoxes * tile.bins);
+  for (int64_t q = 0; q < tile.packs; ++q) {
+    const T* from = values.data() + q * tile.bins * kPackBoxes;
+    pack_kernels<T>().transpose(tile.bins, kPackBoxes, from, kPackBoxes, rows.data(), tile.bins);
     const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
-    for (int64_t i = 0; i < kPackBoxes; ++i) {
-      if (place[i] < 0) continue;
+    for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
       S* to = target(place[i]);
+      const T* row = rows.data() + i * tile.bins;
       for (int64_t j = 0; j < tile.bins; ++j) {
-        const T value = from[j * kPackBoxes + i];
-        to[element[j]] = static_cast<S>(add ? static_cast<T>(to[element[j]]) + value : value);
+        S& out = to[element[j]];
+        out = static_cast<S>(add ? static_cast<T>(out) + row[j] : row[j]);
       }
     }
   }
 }
 
 template <typename T>
-PackBin<T> pack_bin(const PoolShape& s, const RoIRule& rule, int64_t bin) {
+PackBin<T> pack_bin(const PoolShape& s, const RoIRule& rule, int64_t bin, const T* next) {
   return {
       bin / s.pooled_w,
       bin % s.pooled_w,
@@ -281,7 +289,8 @@ PackBin<T> pack_bin(const PoolShape& s, const RoIRule& rule, int64_t bin) {
       static_cast<T>(rule.gamma),
       rule.aligned,
       s.height,
-      s.width};
+      s.width,
+      next};
 }
 
 // Where a run's bins lie in a row of bins.
@@ -325,14 +334,15 @@ void forward(
           values.resize(std::max<size_t>(values.size(), tile.size()));
           for (int64_t j = 0; j < tile.bins; ++j) {
             const int64_t at = j * kPackBoxes;
+            const int64_t plane = run.bins[tile.first_bin + j].plane;
             kernel.forward(
-                pack_bin<T>(s, rule, bins[j]),
+                pack_bin<T>(s, rule, bins[j], planes.next(plane)),
                 tile.packs,
                 boxes.packs.data() + tile.first_pack,
                 tile.bins * kPackBoxes,
                 offset ? shift_x.data() + at : nullptr,
                 offset ? shift_y.data() + at : nullptr,
-                planes.plane(run.bins[tile.first_bin + j].plane),
+                planes.plane(plane),
                 values.data() + at);
           }
           store_tile<S>(boxes, tile, bins, values, false, [&](int64_t r) { return out_row(r, c); });
@@ -428,7 +438,7 @@ void backward(
             const int64_t at = j * kPackBoxes;
             const int64_t plane = run.bins[tile.first_bin + j].plane;
             kernel.backward(
-                pack_bin<T>(s, rule, bins[j]),
+                pack_bin<T>(s, rule, bins[j], grad_offset ? planes.next(plane) : nullptr),
                 tile.packs,
                 boxes.packs.data() + tile.first_pack,
                 tile.bins * kPackBoxes,

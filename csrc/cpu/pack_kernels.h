@@ -36,6 +36,7 @@ struct PackBin {
   // Of the plane, whose rows follow each other without a gap. Where they are shorter than kRowCells, as many elements after
   // its end may be read, and have 0 added.
   int64_t height, width;
+  const T* next;  // the plane that comes next, brought into the cache meanwhile; or null
 };
 
 template <typename T>

@@ -361,8 +361,11 @@ void make_plan_for(
       const I begin = load(x.first + b) + static_cast<Int<T>>(j * kRowCells);
       const I column = begin < last_column ? begin : I{} + last_column;
       at(plan.column[j] + b) = column;
+      // Beyond these no box reads a column of this chunk.
       const I end = load(x.first + b) + load(x.cells + b) - column;
-      const int64_t columns = largest<T>(end) < kRowCells ? largest<T>(end) : kRowCells;
+      const I within =
+          end < static_cast<Int<T>>(kRowCells) ? end : I{} + static_cast<Int<T>>(kRowCells);
+      const int64_t columns = largest<T>(within > 0 ? within : I{});
       I bits{};
       for (int64_t k = columns; k < kRowCells; ++k) {
         at(weights[k] + b) = V{};
@@ -404,6 +407,17 @@ void make_plan(
   }
 }
 
+// Begins to bring the q-th of `count` shares of the next plane into the cache.
+template <typename T>
+inline void prefetch_next(const PackBin<T>& bin, int64_t q, int64_t count) {
+  if (bin.next == nullptr) return;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t lines = (bin.height * bin.width + kLine - 1) / kLine;
+  const int64_t share = (lines + count - 1) / count;
+  const int64_t end = (q + 1) * share < lines ? (q + 1) * share : lines;
+  for (int64_t line = q * share; line < end; ++line) __builtin_prefetch(bin.next + line * kLine);
+}
+
 template <typename T>
 void pack_forward(
     const PackBin<T>& bin,
@@ -416,6 +430,7 @@ void pack_forward(
     T* out) {
   Plan<T> plan;
   for (int64_t q = 0; q < count; ++q, out += stride) {
+    prefetch_next(bin, q, count);
     make_plan<T, false>(
         bin,
         packs[q],
@@ -459,6 +474,7 @@ void pack_gradients(
   T scaled[kPackCells][kPackBoxes];
   for (int64_t q = 0; q < count; ++q) {
     const int64_t first = q * stride;
+    if constexpr (kShifts) prefetch_next(bin, q, count);
     make_plan<T, kShifts>(
         bin,
         packs[q],

@@ -11,7 +11,7 @@ import torchvision
 
 from d2_deform.ops import deform_ps_roi_pool, reference
 
-from .helpers import Operator, assert_near, random, run
+from .helpers import Operator, assert_matches, assert_near, random, run
 from .pooling import make_arguments, random_rois
 
 IMPLEMENTATIONS = [
@@ -123,6 +123,58 @@ def test_defaults(device: str, operator: Operator) -> None:
     spelt_out = operator(input, rois, offset, 7, 7, 1.0, 4, 0.1, True)
     assert spelt_out.shape == (1, 2, 7, 7)
     assert torch.equal(operator(input, rois, offset), spelt_out)
+
+
+# Boxes are pooled sixteen at a time, eight neighbours of a row at a time; bins of more than 24 cells
+# or 16 samples along an axis on their own.
+SHAPES: dict[str, dict[str, Any]] = {
+    "37 boxes of three pictures": {"rois": 37, "batch": 3},
+    "16 boxes": {"rois": 16, "batch": 1},
+    "rows of 8": {"rois": 9, "size": (9, 8)},
+    "rows of 9": {"rois": 9, "size": (5, 9)},
+    "rows of 5": {"rois": 9, "size": (12, 5)},
+    "bins of two and three chunks": {"rois": 33, "size": (37, 45), "sampling_ratio": 4},
+    "bins of all sizes": {"rois": 33, "size": (70, 90), "output_size": 2, "sampling_ratio": 4},
+    "gaps between samples": {"rois": 33, "size": (40, 41), "sampling_ratio": 2},
+    "16 samples": {"rois": 5, "size": (20, 30), "sampling_ratio": 16},
+    "17 samples": {"rois": 5, "size": (20, 30), "sampling_ratio": 17},
+    "576 bins": {"rois": 18, "output_size": 24, "sampling_ratio": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_packs_match_reference(
+    device: str,
+    shape: dict[str, Any],
+    aligned: bool,
+    format: torch.memory_format,
+    dtype: torch.dtype,
+) -> None:
+    arguments = make_arguments("deform_ps_roi_pool", device, dtype, aligned=aligned, **shape)
+    arguments["input"] = arguments["input"].to(memory_format=format)
+    assert_matches(deform_ps_roi_pool, reference.deform_ps_roi_pool, arguments)
+
+
+@pytest.mark.parametrize("sampling_ratio", [4, 17])
+def test_cells_that_no_sample_reads_may_hold_nan(device: str, sampling_ratio: int) -> None:
+    """Boxes of some width, next to columns and between rows of NaN; and nothing else is added to."""
+    input = torch.ones(1, 1, 12, 31, device=device)
+    input[..., 20:] = float("nan")
+    input[..., 10, :] = float("nan")
+    rois = torch.tensor([[0.0, 0, 0, width, 9] for width in (3, 9, 19)], device=device)
+    offset = torch.zeros(3, 2, 1, 1, device=device, requires_grad=True)
+    output = deform_ps_roi_pool(
+        input.requires_grad_(), rois, offset, 1, 1, sampling_ratio=sampling_ratio
+    )
+    torch.testing.assert_close(output.detach(), torch.ones_like(output))
+    output.sum().backward()
+    assert input.grad is not None and offset.grad is not None
+    assert offset.grad.isfinite().all()
+    assert input.grad[..., 20:].eq(0).all() and input.grad[..., 10:, :].eq(0).all()
+    torch.testing.assert_close(input.grad.sum(), torch.tensor(3.0, device=device))
 
 
 @pytest.mark.parametrize(
