@@ -9,6 +9,7 @@
 
 #include "pack_kernels.h"
 #include "roi_pool.h"
+#include "rows.h"
 
 namespace d2_deform::cpu {
 namespace {
@@ -140,8 +141,7 @@ class Planes {
 
   // Whether the kernels can work on the map itself.
   static bool in_place(const Picture<S>& map) {
-    return std::is_same_v<S, T> && map.column_stride == 1 && map.row_stride == map.width &&
-           map.width >= kRowCells;
+    return std::is_same_v<S, T> && map.has_planes() && map.width >= kRowCells;
   }
 
   void read(const Picture<S>& map) {
@@ -151,12 +151,12 @@ class Planes {
     T* data = data_;
     if constexpr (std::is_same_v<S, T>) {
       if (channels_last(map)) {
-        pack_kernels<T>().transpose(
+        kernels<T>().transpose(
             shape_.cells(), map.channels, map.data, map.column_stride, data, size);
         return;
       }
     }
-    for_each_element(map, 0, map.height, [=](int64_t cell, int64_t c, const S& element) {
+    for_each_element(map, 0, shape_.cells(), [=](int64_t cell, int64_t c, const S& element) {
       data[c * size + cell] = static_cast<T>(element);
     });
   }
@@ -172,12 +172,12 @@ class Planes {
     const T* data = data_;
     if constexpr (std::is_same_v<S, T>) {
       if (channels_last(map)) {
-        pack_kernels<T>().transpose(
+        kernels<T>().transpose(
             map.channels, shape_.cells(), data, size, map.data, map.column_stride);
         return;
       }
     }
-    for_each_element(map, 0, map.height, [=](int64_t cell, int64_t c, S& element) {
+    for_each_element(map, 0, shape_.cells(), [=](int64_t cell, int64_t c, S& element) {
       element = static_cast<S>(data[c * size + cell]);
     });
   }
@@ -200,12 +200,12 @@ class Planes {
       return;
     }
     size_ = shape_.cells() + kRowCells;
-    room_.resize(std::max<size_t>(room_.size(), map.channels * size_));
-    data_ = room_.data();
+    if (!room_ || room_->size() < map.channels * size_) room_.emplace(map.channels * size_);
+    data_ = room_->data();
   }
 
   const PoolShape& shape_;
-  std::vector<T> room_;
+  std::optional<Buffer<T>> room_;
   T* data_ = nullptr;
   int64_t count_ = 0;
   int64_t size_ = 0;  // elements from one plane to the next
@@ -251,7 +251,7 @@ void load_tile(
       for (int64_t j = 0; j < tile.bins; ++j) row[j] = static_cast<T>(from[element[j]]);
     }
     T* to = values.data() + q * tile.bins * kPackBoxes;
-    pack_kernels<T>().transpose(kPackBoxes, tile.bins, rows.data(), tile.bins, to, kPackBoxes);
+    kernels<T>().transpose(kPackBoxes, tile.bins, rows.data(), tile.bins, to, kPackBoxes);
   }
 }
 
@@ -267,7 +267,7 @@ void store_tile(
   std::vector<T> rows(kPackBoxes * tile.bins);
   for (int64_t q = 0; q < tile.packs; ++q) {
     const T* from = values.data() + q * tile.bins * kPackBoxes;
-    pack_kernels<T>().transpose(tile.bins, kPackBoxes, from, kPackBoxes, rows.data(), tile.bins);
+    kernels<T>().transpose(tile.bins, kPackBoxes, from, kPackBoxes, rows.data(), tile.bins);
     const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
     for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
       S* to = target(place[i]);

@@ -66,10 +66,6 @@ struct PackKernels {
       T* grad_plane,
       T* grad_x,
       T* grad_y);
-
-  // out[j * out_stride + i] = in[i * in_stride + j] for i < rows, j < columns.
-  void (*transpose)(
-      int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride);
 };
 
 template <typename T>

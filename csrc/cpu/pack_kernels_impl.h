@@ -7,24 +7,11 @@
 namespace d2_deform::cpu::D2_DEFORM_ISA {
 namespace {
 
-template <typename T>
-struct IntOf {
-  using type = int32_t;
-};
-template <>
-struct IntOf<double> {
-  using type = int64_t;
-};
-template <typename T>
-using Int = typename IntOf<T>::type;
-template <typename T>
-using IntVector = Vector<Int<T>>;
-
 // Stands for the cell of a sample that reads none; kNeverRead is no sample's.
 template <typename T>
-constexpr Int<T> kNoCell = -(Int<T>(1) << 30);
+constexpr Index<T> kNoCell = -(Index<T>(1) << 30);
 template <typename T>
-constexpr Int<T> kNeverRead = 2 * (kNoCell<T> + 1);
+constexpr Index<T> kNeverRead = 2 * (kNoCell<T> + 1);
 
 // kRowCells neighbours of a row, in one vector register or several.
 template <typename T>
@@ -68,10 +55,10 @@ inline void add_product(Row<T>& sum, const Row<T>& factor, const Row<T>& row) {
 
 // The row where `bits` (0 or -1) is set, else 0.
 template <typename T>
-inline Row<T> keep(const Row<T>& row, Int<T> bits) {
+inline Row<T> keep(const Row<T>& row, Index<T> bits) {
   Row<T> kept;
   for (int64_t i = 0; i < kPieces<T>; ++i) {
-    kept.piece[i] = (Piece<T>)((Piece<Int<T>>)row.piece[i] & bits);
+    kept.piece[i] = (Piece<T>)((Piece<Index<T>>)row.piece[i] & bits);
   }
   return kept;
 }
@@ -93,7 +80,7 @@ inline T sum_of(const Row<T>& row) {
 template <typename T>
 struct RowMask {
   __mmask8 bits;
-  explicit RowMask(Int<T> all) : bits(static_cast<__mmask8>(all)) {}
+  explicit RowMask(Index<T> all) : bits(static_cast<__mmask8>(all)) {}
 };
 
 inline Row<float> load(const float* p, const RowMask<float>& mask) {
@@ -116,11 +103,11 @@ inline void add_at(double* p, const RowMask<double>& mask, double factor, const 
 #else
 template <typename T>
 struct RowMask {
-  Piece<Int<T>> piece[kPieces<T>];
-  explicit RowMask(Int<T> all) {
+  Piece<Index<T>> piece[kPieces<T>];
+  explicit RowMask(Index<T> all) {
     for (int64_t i = 0; i < kPieces<T>; ++i) {
-      Piece<Int<T>> bit;
-      for (int64_t j = 0; j < kPieceLanes<T>; ++j) bit[j] = Int<T>(1) << (i * kPieceLanes<T> + j);
+      Piece<Index<T>> bit;
+      for (int64_t j = 0; j < kPieceLanes<T>; ++j) bit[j] = Index<T>(1) << (i * kPieceLanes<T> + j);
       piece[i] = (bit & all) != 0;
     }
   }
@@ -130,7 +117,7 @@ template <typename T>
 inline Row<T> load(const T* p, const RowMask<T>& mask) {
   Row<T> row = row_at(p);
   for (int64_t i = 0; i < kPieces<T>; ++i) {
-    row.piece[i] = (Piece<T>)((Piece<Int<T>>)row.piece[i] & mask.piece[i]);
+    row.piece[i] = (Piece<T>)((Piece<Index<T>>)row.piece[i] & mask.piece[i]);
   }
   return row;
 }
@@ -140,23 +127,21 @@ inline void add_at(T* p, const RowMask<T>& mask, T factor, const Row<T>& row) {
   for (int64_t i = 0; i < kPieces<T>; ++i) {
     const Piece<T> product = factor * row.piece[i];
     *reinterpret_cast<Piece<T>*>(p + i * kPieceLanes<T>) +=
-        (Piece<T>)((Piece<Int<T>>)product & mask.piece[i]);
+        (Piece<T>)((Piece<Index<T>>)product & mask.piece[i]);
   }
 }
 #endif
 
-constexpr int64_t kBlock = 8;
-
-// out[j * out_stride + i] = in[i * in_stride + j] for i, j < kBlock.
+// out[j * out_stride + i] = in[i * in_stride + j] for i, j < 8.
 template <typename T>
-inline void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
-  for (int64_t i = 0; i < kBlock; ++i) {
-    for (int64_t j = 0; j < kBlock; ++j) out[j * out_stride + i] = in[i * in_stride + j];
+inline void transpose_eight(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  for (int64_t i = 0; i < 8; ++i) {
+    for (int64_t j = 0; j < 8; ++j) out[j * out_stride + i] = in[i * in_stride + j];
   }
 }
 #if D2_DEFORM_VECTOR_BYTES >= 32
 template <>
-inline void transpose_block(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+inline void transpose_eight(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
   __m256 r[8], s[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
   for (int i = 0; i < 8; i += 2) {
@@ -177,25 +162,8 @@ inline void transpose_block(const float* in, int64_t in_stride, float* out, int6
 #endif
 
 template <typename T>
-void transpose(
-    int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride) {
-  const int64_t whole_rows = rows - rows % kBlock;
-  const int64_t whole_columns = columns - columns % kBlock;
-  for (int64_t i = 0; i < whole_rows; i += kBlock) {
-    for (int64_t j = 0; j < whole_columns; j += kBlock) {
-      transpose_block(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
-    }
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
-      out[j * out_stride + i] = in[i * in_stride + j];
-    }
-  }
-}
-
-template <typename T>
-inline int64_t largest(const IntVector<T>& values) {
-  Int<T> part[kLanes<T>];
+inline int64_t largest(const IndexVector<T>& values) {
+  Index<T> part[kLanes<T>];
   at(part) = values;
   for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) {
@@ -208,13 +176,13 @@ inline int64_t largest(const IntVector<T>& values) {
 // The samples of one axis of a bin, for every box of a pack.
 template <typename T>
 struct PackSamples {
-  Int<T> low[kPackSamples]
-            [kPackBoxes];  // the cell at or before the sample; kNoCell if it is skipped
-  Int<T> high[kPackSamples]
-             [kPackBoxes];  // the next one; kNoCell if the sample does not move with the shift
+  Index<T> low[kPackSamples]
+              [kPackBoxes];  // the cell at or before the sample; kNoCell if it is skipped
+  Index<T> high[kPackSamples]
+               [kPackBoxes];  // the next one; kNoCell if the sample does not move with the shift
   T fraction[kPackSamples][kPackBoxes];
-  Int<T> first[kPackBoxes];  // the cells that a box reads lie in [first, first + cells)
-  Int<T> cells[kPackBoxes];
+  Index<T> first[kPackBoxes];  // the cells that a box reads lie in [first, first + cells)
+  Index<T> cells[kPackBoxes];
   T count[kPackBoxes];  // of the samples that are not skipped
   int64_t most;         // the largest of cells
 };
@@ -228,10 +196,10 @@ void find_samples(
     int64_t extent,
     PackSamples<T>& s) {
   using V = Vector<T>;
-  using I = IntVector<T>;
+  using I = IndexVector<T>;
   const T last = static_cast<T>(extent - 1);
   const T end = static_cast<T>(extent) - T(0.5);
-  const Int<T> last_cell = static_cast<Int<T>>(extent - 1);
+  const Index<T> last_cell = static_cast<Index<T>>(extent - 1);
   I most{};
   for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
     const V length = load(axis.length + b);
@@ -278,12 +246,12 @@ inline void weigh(
     const PackSamples<T>& s,
     int64_t samples,
     int64_t b,
-    const IntVector<T>& cell,
+    const IndexVector<T>& cell,
     Vector<T>& weight,
     Vector<T>& derivative,
-    IntVector<T>& read) {
+    IndexVector<T>& read) {
   using V = Vector<T>;
-  using I = IntVector<T>;
+  using I = IndexVector<T>;
   weight = V{};
   read = I{};
   I rising{};
@@ -311,15 +279,15 @@ constexpr int64_t kChunks = kPackCells / kRowCells;
 template <typename T>
 struct Plan {
   int64_t rows, chunks;
-  Int<T> first_row[kPackBoxes];
+  Index<T> first_row[kPackBoxes];
   T weight_y[kPackCells][kPackBoxes];
   T derivative_y[kPackCells][kPackBoxes];
-  Int<T> read_y[kPackCells][kPackBoxes];  // -1 or 0: whether the box reads that row
-  Int<T> column[kChunks][kPackBoxes];
+  Index<T> read_y[kPackCells][kPackBoxes];  // -1 or 0: whether the box reads that row
+  Index<T> column[kChunks][kPackBoxes];
   T weight_x[kChunks][kPackBoxes][kRowCells];
   T derivative_x[kChunks][kPackBoxes][kRowCells];
-  Int<T> read_x[kChunks][kPackBoxes];  // one bit for each of the kRowCells columns
-  T scale[kPackBoxes];                 // 1 / number of samples kept; 0 if there is none
+  Index<T> read_x[kChunks][kPackBoxes];  // one bit for each of the kRowCells columns
+  T scale[kPackBoxes];                   // 1 / number of samples kept; 0 if there is none
 };
 
 // kSamples: bin.samples where it is known when compiling, else 0.
@@ -327,7 +295,7 @@ template <typename T, bool kDerivatives, int kSamples>
 void make_plan_for(
     const PackBin<T>& bin, const Pack<T>& pack, const T* shift_x, const T* shift_y, Plan<T>& plan) {
   using V = Vector<T>;
-  using I = IntVector<T>;
+  using I = IndexVector<T>;
   PackSamples<T> y, x;
   find_samples(bin, pack.y, shift_y, bin.ph, bin.height, y);
   find_samples(bin, pack.x, shift_x, bin.pw, bin.width, x);
@@ -337,13 +305,13 @@ void make_plan_for(
   I read;
   for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
     // A box that reads fewer rows than the longest must not reach beyond the map.
-    const Int<T> last = static_cast<Int<T>>(bin.height - plan.rows);
+    const Index<T> last = static_cast<Index<T>>(bin.height - plan.rows);
     const I lowest = load(y.first + b);
     const I first = lowest > last ? I{} + last : lowest;
     at(plan.first_row + b) = first;
     for (int64_t k = 0; k < plan.rows; ++k) {
       weigh<T, kDerivatives, kSamples>(
-          y, bin.samples, b, first + static_cast<Int<T>>(k), weight, derivative, read);
+          y, bin.samples, b, first + static_cast<Index<T>>(k), weight, derivative, read);
       at(plan.weight_y[k] + b) = weight;
       at(plan.read_y[k] + b) = read;
       if constexpr (kDerivatives) at(plan.derivative_y[k] + b) = derivative;
@@ -352,19 +320,19 @@ void make_plan_for(
     at(plan.scale + b) = count > T(0) ? T(1) / count : V{};
   }
   // No row is left, unless it is shorter than a chunk.
-  const Int<T> last_column =
-      static_cast<Int<T>>(bin.width < kRowCells ? bin.width : bin.width - kRowCells);
+  const Index<T> last_column =
+      static_cast<Index<T>>(bin.width < kRowCells ? bin.width : bin.width - kRowCells);
   for (int64_t j = 0; j < plan.chunks; ++j) {
     T weights[kRowCells][kPackBoxes];
     T derivatives[kRowCells][kPackBoxes];
     for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
-      const I begin = load(x.first + b) + static_cast<Int<T>>(j * kRowCells);
+      const I begin = load(x.first + b) + static_cast<Index<T>>(j * kRowCells);
       const I column = begin < last_column ? begin : I{} + last_column;
       at(plan.column[j] + b) = column;
       // Beyond these no box reads a column of this chunk.
       const I end = load(x.first + b) + load(x.cells + b) - column;
       const I within =
-          end < static_cast<Int<T>>(kRowCells) ? end : I{} + static_cast<Int<T>>(kRowCells);
+          end < static_cast<Index<T>>(kRowCells) ? end : I{} + static_cast<Index<T>>(kRowCells);
       const int64_t columns = largest<T>(within > 0 ? within : I{});
       I bits{};
       for (int64_t k = columns; k < kRowCells; ++k) {
@@ -372,7 +340,7 @@ void make_plan_for(
         if constexpr (kDerivatives) at(derivatives[k] + b) = V{};
       }
       for (int64_t k = 0; k < columns; ++k) {
-        const I cell = column + static_cast<Int<T>>(k);
+        const I cell = column + static_cast<Index<T>>(k);
         // Cells before `begin` belong to the chunk before.
         weigh<T, kDerivatives, kSamples>(
             x,
@@ -384,14 +352,14 @@ void make_plan_for(
             read);
         at(weights[k] + b) = weight;
         if constexpr (kDerivatives) at(derivatives[k] + b) = derivative;
-        bits |= read & (Int<T>(1) << k);
+        bits |= read & (Index<T>(1) << k);
       }
       at(plan.read_x[j] + b) = bits;
     }
-    for (int64_t b = 0; b < kPackBoxes; b += kBlock) {
-      transpose_block(weights[0] + b, kPackBoxes, plan.weight_x[j][b], kRowCells);
+    for (int64_t b = 0; b < kPackBoxes; b += 8) {
+      transpose_eight(weights[0] + b, kPackBoxes, plan.weight_x[j][b], kRowCells);
       if constexpr (kDerivatives) {
-        transpose_block(derivatives[0] + b, kPackBoxes, plan.derivative_x[j][b], kRowCells);
+        transpose_eight(derivatives[0] + b, kPackBoxes, plan.derivative_x[j][b], kRowCells);
       }
     }
   }
@@ -469,7 +437,7 @@ void pack_gradients(
     T* grad_x,
     T* grad_y) {
   using V = Vector<T>;
-  using I = IntVector<T>;
+  using I = IndexVector<T>;
   Plan<T> plan;
   T scaled[kPackCells][kPackBoxes];
   for (int64_t q = 0; q < count; ++q) {
@@ -553,7 +521,7 @@ void pack_backward(
 
 template <typename T>
 PackKernels<T> pack_table() {
-  return {pack_forward<T>, pack_backward<T>, transpose<T>};
+  return {pack_forward<T>, pack_backward<T>};
 }
 
 template PackKernels<float> pack_table<float>();
