@@ -125,8 +125,8 @@ def test_defaults(device: str, operator: Operator) -> None:
     assert torch.equal(operator(input, rois, offset), spelt_out)
 
 
-# Boxes are pooled sixteen at a time, eight neighbours of a row at a time; bins of more than 24 cells
-# or 16 samples along an axis on their own.
+# Boxes are pooled sixteen at a time, eight neighbours of a row at a time; those whose bins have more
+# than 24 cells or 16 samples along an axis on their own.
 SHAPES: dict[str, dict[str, Any]] = {
     "37 boxes of three pictures": {"rois": 37, "batch": 3},
     "16 boxes": {"rois": 16, "batch": 1},
@@ -160,7 +160,7 @@ def test_packs_match_reference(
 
 @pytest.mark.parametrize("sampling_ratio", [4, 17])
 def test_cells_that_no_sample_reads_may_hold_nan(device: str, sampling_ratio: int) -> None:
-    """Boxes of some width, next to columns and between rows of NaN; and nothing else is added to."""
+    """Columns of NaN right of the boxes, a row of NaN below; and nothing is added to either."""
     input = torch.ones(1, 1, 12, 31, device=device)
     input[..., 20:] = float("nan")
     input[..., 10, :] = float("nan")
