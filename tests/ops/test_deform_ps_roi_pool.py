@@ -125,7 +125,7 @@ def test_defaults(device: str, operator: Operator) -> None:
     assert torch.equal(operator(input, rois, offset), spelt_out)
 
 
-# Boxes are pooled sixteen at a time, eight neighbours of a row at a time; those whose bins have more
+# Boxes are pooled sixteen at a time, eight neighbours of a row at a time; those with bins of more
 # than 24 cells or 16 samples along an axis on their own.
 SHAPES: dict[str, dict[str, Any]] = {
     "37 boxes of three pictures": {"rois": 37, "batch": 3},
