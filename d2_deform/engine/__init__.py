@@ -10,6 +10,7 @@ from d2_deform.engine.predictor import build_predictor
 from d2_deform.engine.proposals import dump_proposals
 from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.engine.trainer import DeformTrainer
+from d2_deform.engine.weights import load_backbone_weights
 
 __all__ = [
     "ClassificationTrainer",
@@ -19,6 +20,7 @@ __all__ = [
     "build_predictor",
     "dump_proposals",
     "find_pictures",
+    "load_backbone_weights",
     "load_config",
     "read_picture",
     "run_tool",
