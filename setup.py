@@ -99,7 +99,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["d2_deform", "d2_deform.*"]),
     # d2_deform/configs is a link to configs/: one address in a checkout and in a wheel.
-    package_data={"d2_deform": ["configs/**/*.yaml", "configs/**/*.py"]},
+    package_data={
+        "d2_deform": ["configs/**/*.yaml", "configs/**/*.py"],
+        "d2_deform.visualization": ["explorer.html", "explorer.css", "explorer.js"],
+    },
     include_package_data=False,
     zip_safe=False,
     # Detectron2 is needed by all but d2_deform.ops and d2_deform.layers, yet cannot stand here: it

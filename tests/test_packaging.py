@@ -97,6 +97,7 @@ def test_wheel_has_library_configs_and_every_module(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"d2_deform/{name}" for name in names_below("configs", "*.yaml", "*.py")}
     wanted |= {path for path in names_below("d2_deform", "*.py") if "/configs/" not in path}
+    wanted |= names_below("d2_deform", "*.html", "*.css", "*.js")  # the explorer's page
     wanted.add("d2_deform/_C.abi3.so")
     assert wanted - held == set()
     assert {name.split("/")[0].partition("-")[0] for name in held} == {"d2_deform"}

@@ -2,13 +2,14 @@
 """Draw where a network's deformable layers sample, beside the undeformed pattern.
 
     python tools/visualize_offsets.py --config-file output/config.yaml --input a.jpg \
-        --location 120,84 300,200 --output drawn \
+        --location 120,84 300,200 --output drawn --html explorer.html \
         --opts MODEL.WEIGHTS output/model_final.pth
 
 For every picture <name>_offsets.png: for each location the sampling points through the last
 deformable convolutions and, of detectors with deformable RoI pooling, the bins of the most
-confident detections. Any config with deformable layers will do. A file that exists with other
-contents is not overwritten.
+confident detections. --html writes one page on which any location can be chosen; it needs no
+network. Any config with deformable layers. A file that
+exists with other contents is not overwritten.
 """
 
 import argparse
@@ -30,11 +31,14 @@ from d2_deform.engine import (
     write_new_file,
 )
 from d2_deform.visualization import (
+    SampledPrediction,
+    build_explorer_page,
     draw_offset_figure,
     has_deformable_layer,
     predict_with_sampling,
 )
 
+DEFAULT_OUTPUT = "output/offsets"
 MAX_LAYERS = 5  # 59,049 points
 
 
@@ -86,10 +90,10 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
-        default="output/offsets",
         metavar="DIR",
-        help="folder for the PNG files (default: %(default)s)",
+        help=f"folder for the PNG files (default: {DEFAULT_OUTPUT}; none with --html alone)",
     )
+    parser.add_argument("--html", metavar="FILE", help="write the explorer page there")
     parser.add_argument(
         "--opts",
         default=[],
@@ -127,11 +131,13 @@ def output_path(picture: str, output: str) -> str:
 
 def check_outputs(pictures: list[str], args: argparse.Namespace) -> None:
     """Says what cannot work before anything is computed."""
-    if os.path.exists(args.output) and not os.path.isdir(args.output):
+    if args.output and os.path.exists(args.output) and not os.path.isdir(args.output):
         raise ConfigError(f"--output {args.output}: this is a file, expected a folder.")
+    if args.html and os.path.isdir(args.html):
+        raise ConfigError(f"--html {args.html}: this is a folder, expected a file.")
     names = Counter(output_path(picture, "") for picture in pictures)
     name, number = names.most_common(1)[0]
-    if number > 1:
+    if args.output and number > 1:
         raise ConfigError(
             f"--input: {number} pictures would be drawn into {name}; draw them in several runs."
         )
@@ -152,8 +158,20 @@ def encode_png(picture: np.ndarray) -> bytes:
     return bytes(cv2.imencode(".png", np.ascontiguousarray(picture[:, :, ::-1]))[1])
 
 
+def build_page(predictions: dict[str, SampledPrediction], args: argparse.Namespace) -> str:
+    name = os.path.splitext(os.path.basename(args.config_file))[0]
+    try:
+        return build_explorer_page(
+            predictions, args.layers, args.confidence_threshold, f"Where {name} looks"
+        )
+    except ValueError as error:
+        raise ConfigError(f"--html {args.html}: {error}") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
+    if not (args.output or args.html):
+        args.output = DEFAULT_OUTPUT
     logger = setup_logger(name="d2_deform")
     setup_logger(name="fvcore")
     cfg = setup_cfg(args)
@@ -168,22 +186,30 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.config_file} has no deformable layer (MODEL.DEFORM.NUM_LAYERS is 0), so there "
             "is nothing to draw."
         )
+    predictions: dict[str, SampledPrediction] = {}
     for picture in pictures:
         prediction = predict_with_sampling(predictor, read_picture(picture))
-        try:
-            figure = draw_offset_figure(
-                prediction,
-                args.location,
-                args.layers,
-                args.group,
-                args.confidence_threshold,
-                args.detections,
-            )
-        except ValueError as error:
-            raise ConfigError(f"{picture}: {error}") from error
-        path = output_path(picture, args.output)
-        write_new_file(path, encode_png(figure))
-        logger.info("%s: drawn in %s", picture, path)
+        if args.html:
+            predictions[os.path.basename(picture)] = prediction
+        if args.output:
+            try:
+                figure = draw_offset_figure(
+                    prediction,
+                    args.location,
+                    args.layers,
+                    args.group,
+                    args.confidence_threshold,
+                    args.detections,
+                )
+            except ValueError as error:
+                raise ConfigError(f"{picture}: {error}") from error
+            path = output_path(picture, args.output)
+            write_new_file(path, encode_png(figure))
+            logger.info("%s: drawn in %s", picture, path)
+    if args.html:
+        page = build_page(predictions, args)
+        write_new_file(args.html, page.encode())
+        logger.info("%s: %.1f MB, open it in a browser", args.html, len(page) / 1e6)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pictures of where a deformable network looks."""
 
 from d2_deform.visualization.drawing import draw_part_bins, draw_sampling_points
+from d2_deform.visualization.explorer import build_explorer_page
 from d2_deform.visualization.figure import (
     draw_offset_figure,
     draw_prediction_figure,
@@ -20,6 +21,7 @@ __all__ = [
     "OffsetField",
     "SampledPrediction",
     "SamplingRecord",
+    "build_explorer_page",
     "draw_offset_figure",
     "draw_part_bins",
     "draw_prediction_figure",

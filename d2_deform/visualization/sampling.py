@@ -30,6 +30,7 @@ __all__ = [
     "has_deformable_layer",
     "part_bins",
     "record_sampling",
+    "stride_between",
     "trace_sampling_locations",
 ]
 
@@ -134,12 +135,10 @@ class SamplingRecord:
         for one in reversed(fields):
             if above is not None:
                 # A 1x1 convolution with a stride may lie between the two: cell i reads cell s * i.
-                size_between = torch.tensor(above.input_size, dtype=torch.float32)
-                positions = positions * _stride(one.output_size, size_between)
+                positions = positions * stride_between(one.output_size, above.input_size)
             positions = one.sample_from(positions, group, deformed)
             above = one
-        size = torch.tensor(fields[0].input_size, dtype=torch.float32)
-        pixels = (positions + 0.5) * _stride(self.input_size, size)
+        pixels = (positions + 0.5) * stride_between(self.input_size, fields[0].input_size)
         return pixels.flip(1).numpy()
 
     def effective_dilation(
@@ -157,9 +156,8 @@ class SamplingRecord:
 
     def position(self, field: OffsetField, location: tuple[float, float]) -> Tensor:
         """The (y, x) on a layer's output map of (x, y) in pixels of the network's input."""
-        size = torch.tensor(field.output_size, dtype=torch.float32)
         pixel = torch.tensor([location[1], location[0]], dtype=torch.float32)
-        return pixel / _stride(self.input_size, size) - 0.5
+        return pixel / stride_between(self.input_size, field.output_size) - 0.5
 
     def part_bins(
         self, boxes: Tensor, classes: Sequence[int] | Tensor, deformed: bool = True
@@ -354,6 +352,7 @@ def _read_field(field: Tensor, positions: Tensor) -> Tensor:
     return values[0, :, 0].T.unflatten(1, (-1, 2))
 
 
-def _stride(larger: tuple[int, int], smaller: Tensor) -> Tensor:
+def stride_between(larger: tuple[int, int], smaller: tuple[int, int]) -> Tensor:
     """Cells of the larger map per cell of the smaller, (y, x); whole, as layers round sizes up."""
-    return torch.round(torch.tensor(larger, dtype=torch.float32) / smaller).clamp(min=1)
+    ratio = torch.tensor(larger, dtype=torch.float32) / torch.tensor(smaller, dtype=torch.float32)
+    return ratio.round().clamp(min=1)

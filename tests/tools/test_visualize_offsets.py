@@ -1,6 +1,8 @@
 """tools/visualize_offsets.py: figures of every network; what it refuses, in one line."""
 
+import json
 import os
+import re
 
 import cv2
 import pytest
@@ -81,6 +83,26 @@ def test_same_again_is_no_error_and_other_contents_are_kept(run, tmp_path):
     with pytest.raises(ConfigError, match=r"000000_offsets.png exists with other contents"):
         run("--location", "2,3", "--output", tmp_path / "out")
     assert path.read_bytes() == before
+
+
+def test_page_of_several_pictures(run, digits, tmp_path):
+    pictures = sorted((digits / "JPEGImages").iterdir())[:2]
+    page = tmp_path / "pages" / "explorer.html"
+    flags = ("--layers", 2, "--confidence-threshold", 0.0, "--html", page)
+    run(*flags, pictures=pictures)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["pages"]  # no PNG
+    text = page.read_text()
+    assert "<title>Where quickstart looks</title>" in text
+    (data,) = re.findall(r'id="data">(.*?)</script>', text)
+    found = json.loads(data)["pictures"]
+    assert [one["name"] for one in found] == ["000000.jpg", "000001.jpg"]
+    assert [len(one["layers"]) for one in found] == [2, 2]
+    assert all(one["detections"] and "bins" in one["detections"][0] for one in found)
+    with pytest.raises(ConfigError, match=r"explorer.html exists with other contents"):
+        run(*flags)
+    assert page.read_text() == text
+    with pytest.raises(ConfigError, match=r"--html .*pages: this is a folder"):
+        run("--html", page.parent)
 
 
 @pytest.mark.parametrize(
