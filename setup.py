@@ -111,6 +111,7 @@ setup(
     install_requires=["torch>=2.10", "numpy>=1.24"],
     extras_require={
         "digits": DIGITS,  # the embedded data set; any other build of OpenCV does too
+        "plots": ["matplotlib>=3.7"],  # some version of it comes with Detectron2
         "experiments": ["scipy>=1.10"],  # confidence intervals of tools/run_ablation.py
         "benchmark": ["torchvision", "onnx>=1.16", "onnxruntime>=1.20", "matplotlib>=3.7"],
         "test": TEST,
