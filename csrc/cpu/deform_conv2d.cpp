@@ -171,9 +171,7 @@ void forward(
   const int64_t most = std::clamp<int64_t>(kTileBytes / pixel_bytes, 24, 192);
 
   // Channels-last pictures of the kernels' own type are read where they lie.
-  const bool in_place = std::is_same_v<S, T> && input.stride(1) == 1 &&
-                        input.stride(3) == s.in_channels &&
-                        input.stride(2) == s.width * s.in_channels;
+  const bool in_place = has_rows<S, T>(input);
   const int64_t picture_size = s.cells() * s.in_channels;
   const int64_t picture_bytes = picture_size * static_cast<int64_t>(sizeof(T));
   const int64_t staged =
@@ -182,22 +180,7 @@ void forward(
 
   for (int64_t first = 0; first < s.batch; first += staged) {
     const int64_t count = std::min(staged, s.batch - first);
-    if (!in_place) {
-      torch::stable::parallel_for(0, count * s.height, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end;) {
-          const int64_t n = row / s.height;
-          const int64_t last = std::min(end, (n + 1) * s.height);
-          const int64_t cell = (row - n * s.height) * s.width;
-          load_rows(
-              picture<S>(input, first + n),
-              cell,
-              cell + (last - row) * s.width,
-              rows.data() + n * picture_size + cell * s.in_channels,
-              s.in_channels);
-          row = last;
-        }
-      });
-    }
+    if (!in_place) load_pictures<S>(input, first, count, rows.data());
     const Tiles tiles(s.pixels(), most, kernel.gemm_rows, count);
     torch::stable::parallel_for(0, count * tiles.count, 1, [&](int64_t begin, int64_t end) {
       ForwardTile<T> work(most + kernel.gemm_rows, outputs);

@@ -1,105 +1,204 @@
-// Deformable RoI pooling on the CPU, channels-last inside.
+// Deformable RoI pooling on the CPU, channels-last inside, one picture at a time.
 //
 // A bin is a weighted sum of whole rows of channels (roi_geometry.h: one weight per cell, however many samples).
 // Forward: a thread owns RoIs. Backward: a thread owns channels, so that nothing is added to from two sides.
-#include "kernels.h"
 #include "roi_pool.h"
+#include "rows.h"
 
 namespace d2_deform::cpu {
 namespace {
 
-constexpr int64_t kSliceChannels = 64;
+constexpr int64_t kSliceChannels = 64;  // whose share of the offsets' gradient is one sum
+constexpr int64_t kSlicesAtOnce = 2;    // of one thread, for which a bin's cells are found once
 
+// The boxes of every picture, in their order. Those of a picture that does not exist are left out.
 template <typename T>
+std::vector<std::vector<int64_t>> boxes_of_pictures(
+    const PoolShape& s, const RoIRule& rule, const T* rois) {
+  std::vector<std::vector<int64_t>> boxes(s.batch);
+  for (int64_t r = 0; r < s.rois; ++r) {
+    const int64_t n = make_roi(rois + 5 * r, s.batch, rule).batch;
+    if (n >= 0) boxes[n].push_back(r);
+  }
+  return boxes;
+}
+
+template <typename S, typename T>
 void forward(
     const PoolShape& s,
     const RoIRule& rule,
-    const T* input,  // (N, H, W, C)
+    const Tensor& input,
     const T* rois,
     const T* offset,
-    T* output) {  // (R, Ph, Pw, C)
+    const Tensor& output) {  // zeros
   const Kernels<T>& kernel = kernels<T>();
-  torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(s, rule);
-    for (int64_t r = begin; r < end; ++r) {
-      const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-      for (int64_t bin = 0; bin < s.bins(); ++bin) {
-        T* out = output + (r * s.bins() + bin) * s.out_channels;
-        for (int64_t k = 0; k < s.offset_groups; ++k) {
-          const int64_t first = k * s.group_channels();
-          if (roi.batch < 0) {
-            std::fill_n(out + first, s.group_channels(), T(0));
-            continue;
+  const std::vector<std::vector<int64_t>> boxes = boxes_of_pictures(s, rule, rois);
+  const bool in_place = has_rows<S, T>(input);
+  Buffer<T> staged(in_place ? 0 : s.cells() * s.in_channels);
+  for (int64_t n = 0; n < s.batch; ++n) {
+    const int64_t count = static_cast<int64_t>(boxes[n].size());
+    if (count == 0) continue;
+    const Picture<S> map = picture<S>(input, n);
+    if (!in_place) load_pictures<S>(input, n, 1, staged.data());
+    const T* rows = in_place ? reinterpret_cast<const T*>(map.data) : staged.data();
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      BinCells<T> cells(s, rule);
+      Buffer<T> bins(s.bins() * s.out_channels);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t r = boxes[n][i];
+        const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
+        for (int64_t bin = 0; bin < s.bins(); ++bin) {
+          for (int64_t k = 0; k < s.offset_groups; ++k) {
+            const int64_t first = k * s.group_channels();
+            const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
+            cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
+            cells.multiply(s, first, s.in_channels);
+            kernel.weighted_sum(
+                cells.size(),
+                s.group_channels(),
+                rows,
+                cells.row.data(),
+                cells.weight.data(),
+                bins.data() + bin * s.out_channels + first);
           }
-          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-          cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
-          cells.multiply(s, roi.batch * s.cells() * s.in_channels + first, s.in_channels);
-          kernel.weighted_sum(
+        }
+        store_rows(picture<S>(output, r), 0, s.bins(), bins.data(), s.out_channels);
+      }
+    });
+  }
+}
+
+// Channels [first, first + count), all of offset group k.
+struct ChannelSpan {
+  int64_t k, first, count;
+};
+
+std::vector<ChannelSpan> channel_spans(const PoolShape& s, int64_t most) {
+  std::vector<ChannelSpan> spans;
+  for (int64_t k = 0; k < s.offset_groups; ++k) {
+    const int64_t end = (k + 1) * s.group_channels();
+    for (int64_t c = k * s.group_channels(); c < end; c += most) {
+      spans.push_back({k, c, std::min(most, end - c)});
+    }
+  }
+  return spans;
+}
+
+// One span of one picture: adds to grad_rows (or null), and to each slice's share of the offsets' gradient (or null).
+template <typename S, typename T>
+void backward_span(
+    const PoolShape& s,
+    const RoIRule& rule,
+    const ChannelSpan& span,
+    const std::vector<int64_t>& boxes,
+    const Tensor& grad_output,
+    const T* rois,
+    const T* offset,
+    const T* rows,  // (cells, span.count)
+    T* grad_rows,   // (cells, span.count)
+    T* partial) {   // (slices of the span, R, 2, bins)
+  const Kernels<T>& kernel = kernels<T>();
+  BinCells<T> cells(s, rule);
+  Buffer<T> gradients(s.bins() * span.count);
+  for (const int64_t r : boxes) {
+    const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
+    const Picture<S> pooled = picture<S>(grad_output, r).slice(span.first, span.count);
+    load_rows(pooled, 0, s.bins(), gradients.data(), span.count);
+    for (int64_t bin = 0; bin < s.bins(); ++bin) {
+      const T* shift = offset ? offset + s.offset_row(r, span.k) + bin : nullptr;
+      cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
+      cells.multiply(s, 0, span.count);
+      for (int64_t c = 0; c < span.count; c += kSliceChannels) {
+        const int64_t count = std::min(kSliceChannels, span.count - c);
+        const T* gradient = gradients.data() + bin * span.count + c;
+        if (grad_rows && partial) {
+          kernel.scatter_and_dot_rows(
               cells.size(),
-              s.group_channels(),
-              input,
+              count,
+              rows + c,
               cells.row.data(),
               cells.weight.data(),
-              out + first);
+              gradient,
+              grad_rows + c,
+              cells.dots.data());
+        } else if (grad_rows) {
+          kernel.weighted_scatter(
+              cells.size(), count, gradient, cells.row.data(), cells.weight.data(), grad_rows + c);
+        } else {
+          kernel.dot_rows(
+              cells.size(), count, rows + c, cells.row.data(), gradient, cells.dots.data());
+        }
+        if (partial) {
+          T* share = partial + (c / kSliceChannels * s.rois + r) * 2 * s.bins() + bin;
+          cells.derivatives(roi, rule, share, share + s.bins());
         }
       }
     }
-  });
+  }
 }
 
-template <typename T>
+template <typename S, typename T>
 void backward(
     const PoolShape& s,
     const RoIRule& rule,
-    const T* grad_output,  // (R, Ph, Pw, C)
-    const T* input,        // (N, H, W, C)
+    const Tensor& grad_output,
+    const Tensor& input,
     const T* rois,
     const T* offset,
-    T* grad_input,     // (N, H, W, C), zeros; or null
-    T* grad_offset) {  // (R, 2K, Ph, Pw); or null
-  const Kernels<T>& kernel = kernels<T>();
-  const int64_t per_group = (s.group_channels() + kSliceChannels - 1) / kSliceChannels;
-  const int64_t slices = s.offset_groups * per_group;
-  // Each slice's share of the offsets' gradient, (slices, R, 2, bins), summed in the slices' order afterwards.
-  std::vector<T> partial(grad_offset ? slices * s.rois * 2 * s.bins() : 0);
-  torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-    BinCells<T> cells(s, rule);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t k = i / per_group;
-      const int64_t first = k * s.group_channels() + i % per_group * kSliceChannels;
-      const int64_t count = std::min(kSliceChannels, (k + 1) * s.group_channels() - first);
-      for (int64_t r = 0; r < s.rois; ++r) {
-        const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-        if (roi.batch < 0) continue;
-        for (int64_t bin = 0; bin < s.bins(); ++bin) {
-          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-          cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
-          cells.multiply(s, roi.batch * s.cells() * s.in_channels + first, s.in_channels);
-          const T* gradient = grad_output + (r * s.bins() + bin) * s.out_channels + first;
-          if (grad_input) {
-            kernel.weighted_scatter(
-                cells.size(), count, gradient, cells.row.data(), cells.weight.data(), grad_input);
-          }
-          if (grad_offset) {
-            kernel.dot_rows(
-                cells.size(), count, input, cells.row.data(), gradient, cells.dots.data());
-            T* share = partial.data() + (i * s.rois + r) * 2 * s.bins() + bin;
-            cells.derivatives(roi, rule, share, share + s.bins());
-          }
+    const Tensor* grad_input,
+    T* grad_offset) {  // (R, 2K, Ph, Pw), zeros; or null
+  const std::vector<std::vector<int64_t>> boxes = boxes_of_pictures(s, rule, rois);
+  const std::vector<ChannelSpan> spans = channel_spans(s, kSliceChannels * kSlicesAtOnce);
+  const int64_t count = static_cast<int64_t>(spans.size());
+  const int64_t share = s.rois * 2 * s.bins();  // of one slice
+  Buffer<T> partial(grad_offset ? count * kSlicesAtOnce * share : 0, T(0));
+  for (int64_t n = 0; n < s.batch; ++n) {
+    if (boxes[n].empty() && grad_input == nullptr) continue;
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      const int64_t most = s.cells() * std::min(s.in_channels, kSliceChannels * kSlicesAtOnce);
+      Buffer<T> rows(grad_offset ? most : 0);
+      Buffer<T> grad_rows(grad_input ? most : 0);
+      for (int64_t i = begin; i < end; ++i) {
+        const ChannelSpan& span = spans[i];
+        if (grad_offset) {
+          load_rows(
+              picture<S>(input, n).slice(span.first, span.count),
+              0,
+              s.cells(),
+              rows.data(),
+              span.count);
+        }
+        if (grad_input) std::fill_n(grad_rows.data(), s.cells() * span.count, T(0));
+        backward_span<S>(
+            s,
+            rule,
+            span,
+            boxes[n],
+            grad_output,
+            rois,
+            offset,
+            rows.data(),
+            grad_input ? grad_rows.data() : nullptr,
+            grad_offset ? partial.data() + i * kSlicesAtOnce * share : nullptr);
+        if (grad_input) {
+          store_rows(
+              picture<S>(*grad_input, n).slice(span.first, span.count),
+              0,
+              s.cells(),
+              grad_rows.data(),
+              span.count);
         }
       }
-    }
-  });
+    });
+  }
   if (grad_offset == nullptr) return;
+  // The slices' shares, in their order.
   torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      for (int64_t k = 0; k < s.offset_groups; ++k) {
-        T* out = grad_offset + s.offset_row(r, k);
-        std::fill_n(out, 2 * s.bins(), T(0));
-        for (int64_t i = k * per_group; i < (k + 1) * per_group; ++i) {
-          const T* share = partial.data() + (i * s.rois + r) * 2 * s.bins();
-          for (int64_t b = 0; b < 2 * s.bins(); ++b) out[b] += share[b];
-        }
+      for (int64_t i = 0; i < count * kSlicesAtOnce; ++i) {
+        const T* in = partial.data() + i * share + r * 2 * s.bins();
+        T* out = grad_offset + s.offset_row(r, spans[i / kSlicesAtOnce].k);
+        for (int64_t b = 0; b < 2 * s.bins(); ++b) out[b] += in[b];
       }
     }
   });
@@ -117,24 +216,22 @@ Tensor deform_roi_pool(
     bool aligned) {
   const PoolShape s = pool_shape(input, rois, offset, pooled_h, pooled_w, 1, sampling_ratio);
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
-  const MemoryFormat format = suggested_format(input);
-  const std::vector<int64_t> sizes{s.rois, s.out_channels, pooled_h, pooled_w};
-  if (s.rois == 0) return empty_as(input, sizes, input.scalar_type(), format);
-  return dispatch_types(input.scalar_type(), [&](auto types) {
+  Tensor output = empty_as(
+      input,
+      {s.rois, s.out_channels, pooled_h, pooled_w},
+      input.scalar_type(),
+      suggested_format(input));
+  if (s.rois == 0) return output;
+  torch::stable::zero_(output);
+  dispatch_types(input.scalar_type(), [&](auto types) {
+    using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
-    const Tensor rows = laid_out<T>(input, MemoryFormat::ChannelsLast);
     const Tensor boxes = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    const Tensor output = empty_as(input, sizes, scalar_type_of<T>(), MemoryFormat::ChannelsLast);
-    forward(
-        s,
-        rule,
-        static_cast<const T*>(rows.data_ptr()),
-        static_cast<const T*>(boxes.data_ptr()),
-        data_or_null<T>(shifts),
-        static_cast<T*>(output.data_ptr()));
-    return result_as(output, input, format);
+    forward<S>(
+        s, rule, input, static_cast<const T*>(boxes.data_ptr()), data_or_null<T>(shifts), output);
   });
+  return output;
 }
 
 std::tuple<Tensor, Tensor> deform_roi_pool_backward(
@@ -153,37 +250,34 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
   const PoolShape s =
       pool_shape(input, rois, offset, grad_output.size(2), grad_output.size(3), 1, sampling_ratio);
   STD_TORCH_CHECK(
-      grad_output.size(0) == s.rois && grad_output.size(1) == s.out_channels,
-      "grad_output: expected the shape of the output");
+      grad_output.size(0) == s.rois && grad_output.size(1) == s.out_channels &&
+          grad_output.scalar_type() == input.scalar_type(),
+      "grad_output: expected the shape and type of the output");
   STD_TORCH_CHECK(
       !need_offset || offset.has_value(), "offset: its gradient is asked for, but it is absent");
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
   return dispatch_types(input.scalar_type(), [&](auto types) {
+    using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
-    const MemoryFormat last = MemoryFormat::ChannelsLast;
-    const Tensor gradient = laid_out<T>(grad_output, last);
-    const Tensor rows = laid_out<T>(input, last);
     const Tensor boxes = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    Tensor grad_input = not_asked(input);
-    if (need_input) {
-      grad_input =
-          empty_as(input, {s.batch, s.in_channels, s.height, s.width}, scalar_type_of<T>(), last);
-      torch::stable::zero_(grad_input);
-    }
+    const std::vector<int64_t> sizes{s.batch, s.in_channels, s.height, s.width};
+    const Tensor grad_input =
+        need_input ? empty_as(input, sizes, input.scalar_type(), suggested_format(input))
+                   : not_asked(input);
     const Tensor grad_offset =
-        need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
-    backward(
+        need_offset ? torch::stable::new_zeros(*shifts, shifts->sizes()) : not_asked(rois);
+    backward<S>(
         s,
         rule,
-        static_cast<const T*>(gradient.data_ptr()),
-        static_cast<const T*>(rows.data_ptr()),
+        grad_output,
+        input,
         static_cast<const T*>(boxes.data_ptr()),
         data_or_null<T>(shifts),
-        need_input ? static_cast<T*>(grad_input.data_ptr()) : nullptr,
+        need_input ? &grad_input : nullptr,
         need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr);
     return std::make_tuple(
-        need_input ? result_as(grad_input, input, suggested_format(input)) : grad_input,
+        grad_input,
         need_offset ? torch::stable::to(grad_offset, offset->scalar_type()) : grad_offset);
   });
 }

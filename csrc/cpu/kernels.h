@@ -110,6 +110,17 @@ struct Kernels {
       const T* gradient,
       T* dots);
 
+  // weighted_scatter and dot_rows in one pass.
+  void (*scatter_and_dot_rows)(
+      int64_t count,
+      int64_t length,
+      const T* source,
+      const int64_t* row,
+      const T* weight,
+      const T* gradient,
+      T* target,
+      T* dots);
+
   // out[i, 0:length] += a[i, 0:length] * b[0:length], for i < count.
   void (*multiply_add)(
       int64_t count,

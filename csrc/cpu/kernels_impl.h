@@ -467,6 +467,63 @@ void dot_rows(
   }
 }
 
+// A run of kVectors vectors of one row: to the gradient's target, and the products whose lanes are yet to be summed.
+template <typename T, int kVectors>
+inline Vector<T> scatter_and_multiply(
+    const T* source, T weight, const Vector<T>* gradient, T* target) {
+  Vector<T> products{};
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) {
+    products += load(source + v * kLanes<T>) * gradient[v];
+    at(target + v * kLanes<T>) += weight * gradient[v];
+  }
+  return products;
+}
+
+template <typename T>
+void scatter_and_dot_rows(
+    int64_t count,
+    int64_t length,
+    const T* source,
+    const int64_t* row,
+    const T* weight,
+    const T* gradient,
+    T* target,
+    T* dots) {
+  constexpr int kVectors = 4;  // of a gradient that the registers hold
+  int64_t c = 0;
+  for (int64_t i = 0; i < count; ++i) dots[i] = T(0);
+  for (; c + kVectors * kLanes<T> <= length; c += kVectors * kLanes<T>) {
+    Vector<T> held[kVectors];
+    for (int v = 0; v < kVectors; ++v) held[v] = load(gradient + c + v * kLanes<T>);
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+      Vector<T> products[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const int64_t at_row = row[i + j] + c;
+        products[j] = scatter_and_multiply<T, kVectors>(
+            source + at_row, weight[i + j], held, target + at_row);
+      }
+      T sums[4];
+      sums_of_four<T>(products[0], products[1], products[2], products[3], sums);
+      for (int j = 0; j < 4; ++j) dots[i + j] += sums[j];
+    }
+    for (; i < count; ++i) {
+      const int64_t at_row = row[i] + c;
+      dots[i] += horizontal_sum<T>(
+          scatter_and_multiply<T, kVectors>(source + at_row, weight[i], held, target + at_row));
+    }
+  }
+  if (c == length) return;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t rest = c; rest < length; ++rest) {
+      dots[i] += source[row[i] + rest] * gradient[rest];
+      target[row[i] + rest] += weight[i] * gradient[rest];
+    }
+  }
+}
+
 template <typename T>
 void multiply_add(
     int64_t count,
@@ -514,6 +571,7 @@ Kernels<T> table() {
       weighted_sum<T>,
       weighted_scatter<T>,
       dot_rows<T>,
+      scatter_and_dot_rows<T>,
       multiply_add<T>,
       multiply_reduce<T>};
 }

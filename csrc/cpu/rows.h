@@ -93,4 +93,33 @@ void store_rows(
   });
 }
 
+// Whether every picture of (N, C, H, W) is one dense row of channels for each cell already, of the kernels' type.
+template <typename S, typename T>
+bool has_rows(const Tensor& input) {
+  return std::is_same_v<S, T> && input.stride(1) == 1 && input.stride(3) == input.size(1) &&
+         input.stride(2) == input.size(3) * input.size(1);
+}
+
+// Pictures [first, first + count) -> rows[picture][cell][channel], by all threads.
+template <typename S, typename T>
+void load_pictures(const Tensor& input, int64_t first, int64_t count, T* rows) {
+  const int64_t height = input.size(2);
+  const int64_t width = input.size(3);
+  const int64_t channels = input.size(1);
+  torch::stable::parallel_for(0, count * height, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end;) {
+      const int64_t n = row / height;
+      const int64_t last = std::min(end, (n + 1) * height);
+      const int64_t cell = (row - n * height) * width;
+      load_rows(
+          picture<S>(input, first + n),
+          cell,
+          cell + (last - row) * width,
+          rows + (n * height * width + cell) * channels,
+          channels);
+      row = last;
+    }
+  });
+}
+
 }  // namespace d2_deform::cpu
