@@ -26,6 +26,8 @@ struct Picture {
 
   // Whether each channel is a dense plane, so that its cells follow each other.
   bool has_planes() const { return column_stride == 1 && row_stride == width; }
+  // Whether each cell is a dense row of channels, as far from the last cell's as every other.
+  bool has_rows() const { return channel_stride == 1 && row_stride == width * column_stride; }
 };
 
 template <typename S>
@@ -71,6 +73,13 @@ void load_rows(const Picture<S>& map, int64_t begin, int64_t end, T* rows, int64
           map.channels, end - begin, map.data + begin, map.channel_stride, rows, row_length);
       return;
     }
+    if (map.has_rows()) {
+      for (int64_t cell = begin; cell < end; ++cell) {
+        const T* row = map.data + cell * map.column_stride;
+        std::copy_n(row, map.channels, rows + (cell - begin) * row_length);
+      }
+      return;
+    }
   }
   for_each_element(map, begin, end, [=](int64_t cell, int64_t c, const S& element) {
     rows[(cell - begin) * row_length + c] = static_cast<T>(element);
@@ -85,6 +94,13 @@ void store_rows(
     if (map.has_planes()) {
       kernels<T>().transpose(
           end - begin, map.channels, rows, row_length, map.data + begin, map.channel_stride);
+      return;
+    }
+    if (map.has_rows()) {
+      for (int64_t cell = begin; cell < end; ++cell) {
+        const T* row = rows + (cell - begin) * row_length;
+        std::copy_n(row, map.channels, map.data + cell * map.column_stride);
+      }
       return;
     }
   }
