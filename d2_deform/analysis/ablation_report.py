@@ -213,13 +213,13 @@ def _cells(estimate: Estimate | None) -> list[object]:
     return [estimate.count, estimate.mean, estimate.spread, estimate.margin]
 
 
-def format_runs_csv(rows: Sequence[Row], results: Results) -> str:
+def format_runs_csv(results: Results) -> str:
     """Every run with every figure of its evaluation, so that nothing hides behind a mean."""
     keys = sorted({key for runs in results.values() for run in runs.values() for key in run})
     lines: list[list[object]] = [["row", "seed", *keys]]
-    for row in rows:
-        for seed, run in sorted(results.get(row.name, {}).items()):
-            lines.append([row.name, seed, *(run.get(key) for key in keys)])
+    for name, runs in sorted(results.items()):
+        for seed, run in sorted(runs.items()):
+            lines.append([name, seed, *(run.get(key) for key in keys)])
     return _to_csv(lines)
 
 

@@ -8,7 +8,7 @@ A study's folder::
         progress.json             how often it was started, how long it has worked
         result.json               its figures; it is there once the run is complete, and only then
     table<k>.{md,csv,png}         the table
-    table<k>_runs.csv             every figure of every run
+    runs.csv                      every figure of every run
 """
 
 import fcntl
@@ -113,7 +113,8 @@ def common_options(
     if iterations is not None and "SOLVER.MAX_ITER" in opts[::2]:
         raise ConfigError("options: SOLVER.MAX_ITER is given twice, by --iterations, too.")
     config_file = model_zoo.get_config_file(study.config)
-    cfg = _load_quietly(config_file, opts, use_gpu, with_data=False)
+    with _quietly():
+        cfg = load_config(config_file, opts, use_gpu, with_data=False)
     options = [] if iterations is None else shorten_schedule(cfg, iterations)
     if "SOLVER.CHECKPOINT_PERIOD" not in opts[::2]:
         most = math.ceil((iterations or cfg.SOLVER.MAX_ITER) / _CHECKPOINTS)
@@ -122,11 +123,12 @@ def common_options(
     return [*options, *opts]
 
 
-def _load_quietly(*args: Any, **kwargs: Any) -> CfgNode:
-    """`load_config` without its notes, which every run writes into its log."""
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the notes on a config, which every run writes into its own log."""
     logging.disable(logging.INFO)
     try:
-        return load_config(*args, **kwargs)
+        yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -314,14 +316,16 @@ class AblationRunner:
         """All runs; each row's config is read once, so that mistakes are told before any starts."""
         iterations = {}
         for row in rows:
-            cfg = _load_quietly(self.config_file, self._row_options(row), self.num_gpus > 0)
+            with _quietly():
+                cfg = load_config(self.config_file, self._row_options(row), self.num_gpus > 0)
+                scaled = scale_to_world_size(cfg, max(self.num_gpus, 1))
             try:
                 check_proposal_files(cfg)
             except ValueError as error:
                 raise ConfigError(str(error)) from error
             if not cfg.DATASETS.TEST:
                 raise ConfigError("DATASETS.TEST is empty, so there is nothing to evaluate on.")
-            iterations[row.name] = scale_to_world_size(cfg, max(self.num_gpus, 1)).SOLVER.MAX_ITER
+            iterations[row.name] = scaled.SOLVER.MAX_ITER
         return [
             Run(row, seed, self._run_folder(row, seed), iterations[row.name])
             for seed in dict.fromkeys(seeds)
@@ -370,8 +374,8 @@ class AblationRunner:
 
     def _settings(self, rows: Sequence[Row]) -> dict[str, Any]:
         """What every run of the folder must share, and what each row is, as JSON has it."""
-        use_gpu = self.num_gpus > 0
-        cfg = _load_quietly(self.config_file, self.options, use_gpu, with_data=False)
+        with _quietly():
+            cfg = load_config(self.config_file, self.options, self.num_gpus > 0, with_data=False)
         of_rows = self.study.reserved_keys() | set(OF_EVERY_RUN)
         config = {key: value for key, value in flatten(cfg).items() if key not in of_rows}
         settings = {
@@ -513,7 +517,7 @@ class AblationRunner:
         stem = os.path.join(self.folder, f"table{table}")
         write_whole(f"{stem}.md", format_markdown(self.study, table, comparisons))
         write_whole(f"{stem}.csv", format_csv(comparisons))
-        write_whole(f"{stem}_runs.csv", format_runs_csv(rows, results))
+        write_whole(os.path.join(self.folder, "runs.csv"), format_runs_csv(results))
         write_whole(f"{stem}.png", draw_comparison(self.study, table, comparisons))
 
 

@@ -88,7 +88,7 @@ def test_runs_rows_and_seeds_and_writes_tables(make, tmp_path, capsys):
     }
     assert "3 deformable layers | 2      | 18.00 ± 7.07 |" in (folder / "table1.md").read_text()
     assert (folder / "table1.csv").read_text().count("\n") == 1 + 5 * 3
-    assert (folder / "table1_runs.csv").read_text().count("\n") == 1 + 4
+    assert (folder / "runs.csv").read_text().count("\n") == 1 + 4
     assert (folder / "table1.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.rglob("*.tmp"))
     run = folder / "runs" / "dconv3_seed2"
