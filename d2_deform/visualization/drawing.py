@@ -42,10 +42,12 @@ def draw_sampling_points(
         for colour, width in ((OUTLINE_EDGE_COLOUR, 3.0), (OUTLINE_COLOUR, 1.0)):
             thickness = max(round(0.5 * width * radius), 1)
             cv2.polylines(canvas, line, True, colour, thickness, cv2.LINE_AA, shift=4)
+    # Few places, as those without offsets are, are drawn larger.
+    few = len(np.unique(np.round(np.asarray(points), 2), axis=0)) <= 100
     marks = canvas.copy()
     for x, y in points:
         if 0 <= x <= image.shape[1] and 0 <= y <= image.shape[0]:
-            _draw_disc(marks, x * scale, y * scale, radius, SAMPLE_COLOUR)
+            _draw_disc(marks, x * scale, y * scale, radius * (1.6 if few else 1), SAMPLE_COLOUR)
     canvas = cv2.addWeighted(marks, 0.75, canvas, 0.25, 0.0)
     x, y = location[0] * scale, location[1] * scale
     _draw_disc(canvas, x, y, 3.2 * radius, (255, 255, 255))

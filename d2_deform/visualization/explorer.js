@@ -151,6 +151,8 @@ function startExplorer() {
     addOptions(element("group"), Array.from({ length: groups }, (_, group) => String(group)));
 
     element("detection-row").hidden = detections.length === 0;
+    element("box-mark").hidden = detections.length === 0;
+    element("bin-mark").hidden = !detections.some((one) => one.bins);
     const options = [["none", "none"], ["all", `boxes of all ${detections.length}`]];
     element("detection").replaceChildren(
       ...options.map(([value, text]) => new Option(text, value)),

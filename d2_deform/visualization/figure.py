@@ -18,6 +18,7 @@ from d2_deform.visualization.prediction import (
 
 __all__ = ["draw_offset_figure", "draw_prediction_figure", "predict_with_figure"]
 
+MIN_WINDOW_SIDE = 32  # pixels of the picture, around a detection
 BOX_COLOURS = (
     *("#00e5ff", "#ffea00", "#76ff03", "#ff4081", "#ff9100"),
     *("#7c9cff", "#1de9b6", "#e040fb", "#ff5252", "#ffffff"),
@@ -130,9 +131,9 @@ def _draw_location(
     fields = prediction.record.fields[-layers:]
     at_rest = prediction.trace(location, layers, group, deformed=False)
     points = prediction.trace(location, layers, group)
-    dilations = ", ".join(f"{one.name} {one.layer.dilation[0]}" for one in fields)
-    effective = ", ".join(
-        f"{one.name} {prediction.effective_dilation(one, location, group):.1f}" for one in fields
+    dilations = _list({one.name: str(one.layer.dilation[0]) for one in fields})
+    effective = _list(
+        {one.name: f"{prediction.effective_dilation(one, location, group):.1f}" for one in fields}
     )
     titles = [
         f"without offsets: {_describe(at_rest, image)}\ndilation: {dilations}",
@@ -144,6 +145,11 @@ def _draw_location(
     }
 
 
+def _list(values: dict[str, str]) -> str:
+    """Such as "res5a 2, res5b 2", of which lines are broken at commas only."""
+    return ", ".join(f"{name} {value}".replace(" ", "\u00a0") for name, value in values.items())
+
+
 def _describe(points: np.ndarray, image: np.ndarray) -> str:
     width, height = np.ptp(points, axis=0)
     outside = int(((points < 0) | (points > image.shape[1::-1])).any(axis=1).sum())
@@ -152,13 +158,28 @@ def _describe(points: np.ndarray, image: np.ndarray) -> str:
 
 
 def _draw_bins(prediction: SampledPrediction, detection: Instances) -> Row:
-    image, box = prediction.image, detection.pred_boxes.tensor
-    at_rest, bins = (prediction.part_bins(detection, deformed) for deformed in (False, True))
-    shape = f"{bins.shape[1]} x {bins.shape[2]} bins of {prediction.label(detection)}"
-    return {
-        f"without offsets: {shape}": draw_part_bins(image, box, at_rest, _scale(prediction)),
-        f"deformable: {shape}": draw_part_bins(image, box, bins, _scale(prediction)),
-    }
+    """The box and its surroundings, enlarged."""
+    box = detection.pred_boxes.tensor.numpy()
+    left, top, right, bottom = _surroundings(box[0], prediction.image)
+    image = prediction.image[top:bottom, left:right]
+    scale = PANEL_SIDE / max(image.shape[:2])
+    corner = np.array([left, top, left, top])
+    panels = {}
+    for title, deformed in (("without offsets", False), ("deformable", True)):
+        bins = prediction.part_bins(detection, deformed).numpy() - corner
+        shape = f"{bins.shape[1]} x {bins.shape[2]} bins of {prediction.label(detection)}"
+        panels[f"{title}: {shape}"] = draw_part_bins(image, box - corner, bins, scale)
+    return panels
+
+
+def _surroundings(box: np.ndarray, image: np.ndarray) -> tuple[int, int, int, int]:
+    """A window around a box, (x1, y1, x2, y2), twice as long as the box's longer side."""
+    middle = (box[:2] + box[2:]) / 2
+    reach = max(*(box[2:] - box[:2]), MIN_WINDOW_SIDE / 2)
+    height, width = image.shape[:2]
+    left, top = np.floor((middle - reach).clip(0)).astype(int).tolist()
+    right, bottom = np.ceil((middle + reach).clip(max=(width, height))).astype(int).tolist()
+    return left, top, right, bottom
 
 
 def _scale(prediction: SampledPrediction) -> float:

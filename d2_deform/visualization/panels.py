@@ -12,7 +12,7 @@ __all__ = ["PANEL_SIDE", "arrange_panels"]
 PANEL_SIDE = 480  # pixels of a panel's longer side
 GAP = 12  # pixels between panels and around them
 LINE_HEIGHT = 20  # pixels of a line of a title
-LETTER_WIDTH = 8.5  # pixels, of the widest lines seen
+LETTER_WIDTH = 7.7  # pixels, of the widest lines seen
 DPI = 100
 
 Row = dict[str, np.ndarray]
