@@ -181,7 +181,8 @@ def main(argv: list[str] | None = None) -> dict[str, LayerDilation]:
 
     name = os.path.splitext(os.path.basename(args.config_file))[0]
     limits = " and ".join(f"{limit:g}" for limit in args.size_limits)
-    pictures = f"{len(loader)} pictures of {', '.join(cfg.DATASETS.TEST)}"
+    number = "1 picture" if len(loader) == 1 else f"{len(loader)} pictures"
+    pictures = f"{number} of {', '.join(cfg.DATASETS.TEST)}"
     heading = (
         f"Effective dilation of {name} on {pictures}, mean ± standard deviation in cells; medium "
         f"and large objects begin at {limits} pixels:"
