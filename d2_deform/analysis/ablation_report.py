@@ -213,13 +213,19 @@ def _cells(estimate: Estimate | None) -> list[object]:
     return [estimate.count, estimate.mean, estimate.spread, estimate.margin]
 
 
-def format_runs_csv(results: Results) -> str:
-    """Every run with every figure of its evaluation, so that nothing hides behind a mean."""
-    keys = sorted({key for runs in results.values() for run in runs.values() for key in run})
-    lines: list[list[object]] = [["row", "seed", *keys]]
-    for name, runs in sorted(results.items()):
-        for seed, run in sorted(runs.items()):
-            lines.append([name, seed, *(run.get(key) for key in keys)])
+def format_runs_csv(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Every run with every figure of its evaluation, so that nothing hides behind a mean.
+
+    Args:
+        runs: as their result.json tells: "row", "seed", "figures", and whatever else, such as
+            "seconds".
+    """
+    others = [key for key in dict.fromkeys(key for run in runs for key in run) if key != "figures"]
+    keys = sorted({key for run in runs for key in run["figures"]})
+    lines: list[list[object]] = [[*others, *keys]]
+    for run in sorted(runs, key=lambda run: (run["row"], run["seed"])):
+        figures = run["figures"]
+        lines.append([*(run.get(key) for key in others), *(figures.get(key) for key in keys)])
     return _to_csv(lines)
 
 

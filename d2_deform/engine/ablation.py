@@ -35,7 +35,6 @@ from detectron2.config import CfgNode
 from d2_deform import model_zoo
 from d2_deform.analysis.ablation import TABLES, Row, Study
 from d2_deform.analysis.ablation_report import (
-    Results,
     compare_rows,
     draw_comparison,
     format_csv,
@@ -51,7 +50,8 @@ __all__ = [
     "Run",
     "common_options",
     "estimate_seconds_left",
-    "read_results",
+    "figures_by_row",
+    "read_runs",
     "shorten_schedule",
     "write_whole",
 ]
@@ -184,13 +184,18 @@ class Run:
         return [record for record in records if "iteration" in record]
 
 
-def read_results(folder: str) -> dict[str, dict[int, dict[str, float]]]:
-    """The figures of all runs of a study's folder that are done, by row and seed."""
-    results: dict[str, dict[int, dict[str, float]]] = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(folder), "runs", "*", "result.json"))):
-        result = read_json(path)
-        results.setdefault(result["row"], {})[result["seed"]] = result["figures"]
-    return results
+def read_runs(folder: str) -> list[dict[str, Any]]:
+    """The result.json of every run of a study's folder that is done."""
+    paths = glob.glob(os.path.join(glob.escape(folder), "runs", "*", "result.json"))
+    return [read_json(path) for path in sorted(paths)]
+
+
+def figures_by_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, float]]]:
+    """The figures of runs by row and seed."""
+    figures: dict[str, dict[int, dict[str, float]]] = {}
+    for run in runs:
+        figures.setdefault(run["row"], {})[run["seed"]] = run["figures"]
+    return figures
 
 
 def estimate_seconds_left(
@@ -494,9 +499,12 @@ class AblationRunner:
             raise
 
     def _report(self, run: Run, left: Sequence[Run], title: str, spent: float) -> None:
+        done: dict[str, list[float]] = {}
+        for result in read_runs(self.folder):
+            done.setdefault(result["row"], []).append(result["seconds"])
         iteration = run.count_iterations()
         seconds = estimate_seconds_left(
-            self._seconds_of_runs(), [r.row.name for r in left], spent, iteration / run.iterations
+            done, [later.row.name for later in left], spent, iteration / run.iterations
         )
         eta = "not known yet" if seconds is None else f"about {_duration(seconds)}"
         _say(
@@ -504,20 +512,13 @@ class AblationRunner:
             f"{eta}"
         )
 
-    def _seconds_of_runs(self) -> dict[str, list[float]]:
-        seconds: dict[str, list[float]] = {}
-        for path in glob.glob(os.path.join(glob.escape(self.folder), "runs", "*", "result.json")):
-            result = read_json(path)
-            seconds.setdefault(result["row"], []).append(result["seconds"])
-        return seconds
-
     def _write_tables(self, table: int, rows: Sequence[Row]) -> None:
-        results: Results = read_results(self.folder)
-        comparisons = compare_rows(rows, self.study.metrics, results)
+        runs = read_runs(self.folder)
+        comparisons = compare_rows(rows, self.study.metrics, figures_by_row(runs))
         stem = os.path.join(self.folder, f"table{table}")
         write_whole(f"{stem}.md", format_markdown(self.study, table, comparisons))
         write_whole(f"{stem}.csv", format_csv(comparisons))
-        write_whole(os.path.join(self.folder, "runs.csv"), format_runs_csv(results))
+        write_whole(os.path.join(self.folder, "runs.csv"), format_runs_csv(runs))
         write_whole(f"{stem}.png", draw_comparison(self.study, table, comparisons))
 
 

@@ -96,14 +96,18 @@ def test_csv():
 
 
 def test_csv_of_every_run():
-    results = {"plain": RESULTS["plain"], "dil2": {7: {"bbox/AP50": 1.5}}}
-    assert format_runs_csv(results).splitlines() == [
-        "row,seed,bbox/AP,bbox/AP50",
-        "dil2,7,,1.5",
-        "plain,1,40.0,60.0",
-        "plain,2,41.0,62.0",
-        "plain,3,45.0,64.0",
+    runs = [
+        {"row": "plain", "seed": 2, "figures": {"bbox/AP50": 62.0, "bbox/AP": 41.0}, "starts": 1},
+        {"row": "plain", "seed": 1, "figures": {"bbox/AP50": 60.0, "bbox/AP": 40.0}, "starts": 2},
+        {"row": "dil2", "seed": 7, "figures": {"bbox/AP50": 1.5}},
     ]
+    assert format_runs_csv(runs).splitlines() == [
+        "row,seed,starts,bbox/AP,bbox/AP50",
+        "dil2,7,,,1.5",
+        "plain,1,2,40.0,60.0",
+        "plain,2,1,41.0,62.0",
+    ]
+    assert format_runs_csv([]) == "\n"
 
 
 @pytest.mark.parametrize("results", [RESULTS, {}], ids=["results", "nothing yet"])

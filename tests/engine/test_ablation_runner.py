@@ -21,7 +21,8 @@ from d2_deform.engine.ablation import (
     Run,
     common_options,
     estimate_seconds_left,
-    read_results,
+    figures_by_row,
+    read_runs,
     shorten_schedule,
 )
 
@@ -82,13 +83,15 @@ def contents(folder):
 def test_runs_rows_and_seeds_and_writes_tables(make, tmp_path, capsys):
     assert make().run(1, [1, 2], ["plain", "dconv3"]) == []
     folder = tmp_path / "study"
-    assert read_results(str(folder))["dconv3"] == {
+    assert figures_by_row(read_runs(str(folder)))["dconv3"] == {
         1: {"bbox/AP50": 13.0, "bbox/AP70": 6.5, "bbox/AP": 1.0},
         2: {"bbox/AP50": 23.0, "bbox/AP70": 11.5, "bbox/AP": 1.0},
     }
     assert "3 deformable layers | 2      | 18.00 ± 7.07 |" in (folder / "table1.md").read_text()
     assert (folder / "table1.csv").read_text().count("\n") == 1 + 5 * 3
-    assert (folder / "runs.csv").read_text().count("\n") == 1 + 4
+    lines = (folder / "runs.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 and lines[0].startswith("row,seed,iterations,seconds_per_iteration,")
+    assert lines[1].startswith("dconv3,1,4,0.5,1,") and lines[1].endswith(",1.0,13.0,6.5")
     assert (folder / "table1.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.rglob("*.tmp"))
     run = folder / "runs" / "dconv3_seed2"
@@ -131,7 +134,7 @@ def test_a_failure_does_not_end_the_others(no_picture, make, tmp_path, capsys):
     said = capsys.readouterr().out
     log = tmp_path / "study" / "runs" / "plain_seed1" / "output.log"
     assert f"[1/2] plain seed 1: FAILED (exit 1): no memory left [{log}]" in said
-    assert set(read_results(runner.folder)) == {"dconv1", "dconv3"}
+    assert set(figures_by_row(read_runs(runner.folder))) == {"dconv1", "dconv3"}
     mark.unlink()
     assert runner.run(1, [1], ["plain", "dconv3"]) == []
     result = json.loads((log.parent / "result.json").read_text())
