@@ -63,7 +63,7 @@ def write_new_file(path: str, content: bytes) -> None:
                 if file.read() == content:
                     return
             raise ConfigError(
-                f"{path} exists with other contents; choose another --output, or delete it."
+                f"{path} exists with other contents and stays; choose another place, or delete it."
             )
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "xb") as file:

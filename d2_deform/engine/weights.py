@@ -1,4 +1,4 @@
-"""Trained weights for a network that is to be looked at, all of its backbone's or none."""
+"""Trained weights for a network that is to be looked at, all of them or none."""
 
 import pickle
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 from d2_deform.engine.defaults import ConfigError
 
-__all__ = ["load_backbone_weights"]
+__all__ = ["load_backbone_weights", "load_weights"]
 
 _BACKBONE = "backbone."
 _NOT_LEARNT = ".num_batches_tracked"
@@ -27,18 +27,19 @@ class _Checkpointer(DetectionCheckpointer):
         return incompatible
 
 
-def load_backbone_weights(model: nn.Module, path: str) -> None:
-    """Loads a checkpoint into a model, and refuses one that does not fit its backbone.
+def load_weights(model: nn.Module, path: str, part: str = "") -> None:
+    """Loads a checkpoint into a model, and refuses one that does not fit.
 
     Detectron2 warns of what a file lacks and goes on. Offset branches start at zero, so what is
     measured of a deformable network with a plain one's weights would look sound, and mean nothing.
 
     Args:
         model: built from the config.
-        path: as MODEL.WEIGHTS; its whole backbone must be there, and no more.
+        path: as MODEL.WEIGHTS.
+        part: of the model, such as "backbone."; all of it must be there, and no more.
 
     Raises:
-        ConfigError: no path; the file cannot be read, or has another backbone.
+        ConfigError: no path; the file cannot be read, or is another network's.
     """
     if not path:
         raise ConfigError("MODEL.WEIGHTS is empty; name the trained network's file.")
@@ -53,10 +54,15 @@ def load_backbone_weights(model: nn.Module, path: str) -> None:
         (checkpointer.missing, "lacks (or has in another shape)"),
         (checkpointer.unexpected, "also has"),
     ):
-        keys = [key for key in keys if key.startswith(_BACKBONE) and not key.endswith(_NOT_LEARNT)]
+        keys = [key for key in keys if key.startswith(part) and not key.endswith(_NOT_LEARNT)]
         if keys:
             raise ConfigError(
                 f"MODEL.WEIGHTS: {path} is another network's: it {what} {keys[0]}"
                 + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
                 + "; take the config that it was trained with."
             )
+
+
+def load_backbone_weights(model: nn.Module, path: str) -> None:
+    """:func:`load_weights` of the backbone, whatever the file has beside it."""
+    load_weights(model, path, _BACKBONE)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from d2_deform.engine import ConfigError, load_backbone_weights
+from d2_deform.engine.weights import load_weights
 from d2_deform.layers import DeformConv2d
 
 
@@ -55,6 +56,13 @@ def test_refuses_another_backbone(tmp_path, saved, built, message):
     path = save(saved, tmp_path / "a.pth")
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_backbone_weights(built, path)
+
+
+def test_the_whole_network_or_its_backbone(tmp_path):
+    path = save(Network(), tmp_path / "a.pth", ("head.bias",))
+    load_backbone_weights(Network(), path)
+    with pytest.raises(ConfigError, match=r"it lacks .* head\.bias; take the config"):
+        load_weights(Network(), path)
 
 
 def test_refuses_what_is_no_file_of_weights(tmp_path):

@@ -173,11 +173,13 @@ def test_messages(run, picture, weights, tiny, tmp_path):
 
 
 def test_a_checkpoint_that_does_not_fit(run, weights, tiny, tmp_path):
-    with pytest.raises(ConfigError, match=r"does not fit the config: it lacks .*conv[12]_offset"):
+    with pytest.raises(ConfigError, match=r"is another network's: it lacks .*conv[12]_offset"):
         run(opts=("MODEL.DEFORM.NUM_LAYERS", "6"))
-    with pytest.raises(ConfigError, match=r"does not fit the config: it also has .*_offset"):
+    with pytest.raises(ConfigError, match=r"is another network's: it also has .*_offset"):
         run(opts=("MODEL.DEFORM.NUM_LAYERS", "1"))
-    with pytest.raises(ConfigError, match=r"does not fit the config: it has another shape of"):
+    with pytest.raises(
+        ConfigError, match=r"is another network's: it lacks .or has in another shape"
+    ):
         run(opts=("MODEL.RFCN.CONV_DIM", "16"))
 
 
