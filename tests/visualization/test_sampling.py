@@ -149,6 +149,31 @@ def test_aligned_inception_resnet_is_followed_through_its_longer_branch():
     assert as_set(points) == grid(56.0 + 2 * 16, 40.0 + 2 * 16, 2 * 16, reach=4)
 
 
+@pytest.mark.parametrize("cell", [(0, 0), (3, 5), (7, 11)])  # y, x: corners, too
+def test_points_are_where_the_network_reads(cell):
+    """The input cells that an output cell's gradient reaches are the neighbours of its points."""
+    torch.manual_seed(1)
+    conv = deform_conv(dilation=2)
+    nn.init.normal_(conv.conv_offset.bias)
+    nn.init.ones_(conv.weight)
+    model = Detector()
+    model.backbone = nn.Sequential(conv)
+    feature = torch.rand(1, 3, 8, 12, requires_grad=True)
+    with record_sampling(model) as recorded:
+        output = model.backbone(feature)
+    output[0, :, cell[0], cell[1]].sum().backward()
+    reached = {tuple(place) for place in feature.grad[0].sum(0).nonzero().tolist()}
+    points = recorded.trace((cell[1] + 0.5, cell[0] + 0.5))
+    read = set()
+    for x, y in points - 0.5:  # in cells
+        read |= {(row, column) for row in _around(y) for column in _around(x)}
+    assert reached == {place for place in read if 0 <= place[0] < 8 and 0 <= place[1] < 12}
+
+
+def _around(value):
+    return int(np.floor(value)), int(np.floor(value)) + 1
+
+
 def test_group():
     conv = DeformConv2d(3, 3, 3, padding=1, deform_groups=3)
     conv.conv_offset.bias.data.view(3, 9, 2)[2] = 1.0
