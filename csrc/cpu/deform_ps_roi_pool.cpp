@@ -14,7 +14,8 @@
 namespace d2_deform::cpu {
 namespace {
 
-constexpr int64_t kPlanes = 16;           // laid out at a time: a cache line of a channels-last map
+constexpr int64_t kPlanes =
+    16;  // of a run, at least, where there are as many: a cache line of a channels-last map
 constexpr int64_t kPlaneBytes = 3 << 20;  // of those, at most, unless a single one has more
 constexpr int64_t kTileBins = 512;
 constexpr int64_t kTileBytes = 1 << 18;  // one value for each of its bins and boxes
@@ -123,7 +124,9 @@ void for_each_run(const PoolShape& s, const F& f) {
     auto visit = f();
     for (int64_t i = first; i < last;) {
       Run run{i / grid, i % grid, 0, {}};
-      run.end = std::min({run.begin + most, grid, run.begin + last - i});
+      const int64_t end = std::min(grid, run.begin + last - i);
+      // A short rest joins the run before it: 7 x 7 positions are 16, 16 and 17.
+      run.end = end - run.begin < most + most / 2 ? end : run.begin + most;
       for (int64_t p = run.begin; p < run.end; ++p) {
         for (int64_t bin : bins[p]) run.bins.push_back({p - run.begin, bin});
       }
@@ -233,6 +236,14 @@ void for_each_tile(const Boxes<T>& boxes, const Run& run, int64_t n, const F& f)
   }
 }
 
+// Whether the elements follow each other.
+inline bool consecutive(const int64_t* element, int64_t count) {
+  for (int64_t j = 1; j < count; ++j) {
+    if (element[j] != element[0] + j) return false;
+  }
+  return true;
+}
+
 // values = source(box)[element[bin]] for the bins and boxes of a tile; anything where there is no box.
 template <typename S, typename T, typename F>
 void load_tile(
@@ -242,13 +253,18 @@ void load_tile(
     const F& source,
     std::vector<T>& values) {
   values.resize(std::max<size_t>(values.size(), tile.size()));
-  std::vector<T> rows(kPackBoxes * tile.bins);
+  const bool dense = consecutive(element, tile.bins);
+  Buffer<T> rows(kPackBoxes * tile.bins);
   for (int64_t q = 0; q < tile.packs; ++q) {
     const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
     for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
       const S* from = source(place[i]);
       T* row = rows.data() + i * tile.bins;
-      for (int64_t j = 0; j < tile.bins; ++j) row[j] = static_cast<T>(from[element[j]]);
+      if (dense) {
+        for (int64_t j = 0; j < tile.bins; ++j) row[j] = static_cast<T>(from[element[0] + j]);
+      } else {
+        for (int64_t j = 0; j < tile.bins; ++j) row[j] = static_cast<T>(from[element[j]]);
+      }
     }
     T* to = values.data() + q * tile.bins * kPackBoxes;
     kernels<T>().transpose(kPackBoxes, tile.bins, rows.data(), tile.bins, to, kPackBoxes);
@@ -264,7 +280,8 @@ void store_tile(
     const std::vector<T>& values,
     bool add,
     const F& target) {
-  std::vector<T> rows(kPackBoxes * tile.bins);
+  const bool dense = !add && consecutive(element, tile.bins);
+  Buffer<T> rows(kPackBoxes * tile.bins);
   for (int64_t q = 0; q < tile.packs; ++q) {
     const T* from = values.data() + q * tile.bins * kPackBoxes;
     kernels<T>().transpose(tile.bins, kPackBoxes, from, kPackBoxes, rows.data(), tile.bins);
@@ -272,6 +289,10 @@ void store_tile(
     for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
       S* to = target(place[i]);
       const T* row = rows.data() + i * tile.bins;
+      if (dense) {
+        for (int64_t j = 0; j < tile.bins; ++j) to[element[0] + j] = static_cast<S>(row[j]);
+        continue;
+      }
       for (int64_t j = 0; j < tile.bins; ++j) {
         S& out = to[element[j]];
         out = static_cast<S>(add ? static_cast<T>(out) + row[j] : row[j]);

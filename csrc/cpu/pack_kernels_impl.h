@@ -187,7 +187,8 @@ struct PackSamples {
   int64_t most;         // the largest of cells
 };
 
-template <typename T>
+// kSamples: bin.samples where it is known when compiling, else 0.
+template <typename T, int kSamples>
 void find_samples(
     const PackBin<T>& bin,
     const PackAxis<T>& axis,
@@ -200,6 +201,7 @@ void find_samples(
   const T last = static_cast<T>(extent - 1);
   const T end = static_cast<T>(extent) - T(0.5);
   const Index<T> last_cell = static_cast<Index<T>>(extent - 1);
+  const int64_t samples = kSamples > 0 ? kSamples : bin.samples;
   I most{};
   for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
     const V length = load(axis.length + b);
@@ -210,7 +212,8 @@ void find_samples(
     I lowest = I{} - kNoCell<T>;
     I highest = I{} + kNoCell<T>;
     I count{};
-    for (int64_t i = 0; i < bin.samples; ++i) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < samples; ++i) {
       const V position = begin + static_cast<T>(i) * step;
       const I inside = (position >= T(-0.5)) & (position <= end);
       const V capped = position > last ? V{} + last : position;
@@ -290,15 +293,14 @@ struct Plan {
   T scale[kPackBoxes];                   // 1 / number of samples kept; 0 if there is none
 };
 
-// kSamples: bin.samples where it is known when compiling, else 0.
 template <typename T, bool kDerivatives, int kSamples>
 void make_plan_for(
     const PackBin<T>& bin, const Pack<T>& pack, const T* shift_x, const T* shift_y, Plan<T>& plan) {
   using V = Vector<T>;
   using I = IndexVector<T>;
   PackSamples<T> y, x;
-  find_samples(bin, pack.y, shift_y, bin.ph, bin.height, y);
-  find_samples(bin, pack.x, shift_x, bin.pw, bin.width, x);
+  find_samples<T, kSamples>(bin, pack.y, shift_y, bin.ph, bin.height, y);
+  find_samples<T, kSamples>(bin, pack.x, shift_x, bin.pw, bin.width, x);
   plan.rows = y.most;
   plan.chunks = (x.most + kRowCells - 1) / kRowCells;
   V weight, derivative;
