@@ -235,23 +235,30 @@ void transpose(
   constexpr int64_t kSquare = kLanes<T>;
   const int64_t whole_rows = rows - rows % kSquare;
   const int64_t whole_columns = columns - columns % kSquare;
-  // The side whose rows lie farther apart is walked along its rows.
+  const auto square = [&](int64_t i, int64_t j) {
+    transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+  };
+  const auto one = [&](int64_t i, int64_t j) { out[j * out_stride + i] = in[i * in_stride + j]; };
+  // The side whose rows lie farther apart is walked along its rows, each of them once.
   if (in_stride > out_stride) {
     for (int64_t i = 0; i < whole_rows; i += kSquare) {
-      for (int64_t j = 0; j < whole_columns; j += kSquare) {
-        transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+      for (int64_t j = 0; j < whole_columns; j += kSquare) square(i, j);
+      for (int64_t r = i; r < i + kSquare; ++r) {
+        for (int64_t j = whole_columns; j < columns; ++j) one(r, j);
       }
+    }
+    for (int64_t i = whole_rows; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) one(i, j);
     }
   } else {
     for (int64_t j = 0; j < whole_columns; j += kSquare) {
-      for (int64_t i = 0; i < whole_rows; i += kSquare) {
-        transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+      for (int64_t i = 0; i < whole_rows; i += kSquare) square(i, j);
+      for (int64_t c = j; c < j + kSquare; ++c) {
+        for (int64_t i = whole_rows; i < rows; ++i) one(i, c);
       }
     }
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; ++j) {
-      out[j * out_stride + i] = in[i * in_stride + j];
+    for (int64_t j = whole_columns; j < columns; ++j) {
+      for (int64_t i = 0; i < rows; ++i) one(i, j);
     }
   }
 }
