@@ -57,7 +57,7 @@ D2_DEFORM_HOST_DEVICE BilinearSample<T> bilinear_sample(T y, T x, int64_t height
   return sample;
 }
 
-// Bilinear weights of the four cells.
+// Bilinear weights of the four cells. ly, lx: of the sample.
 template <typename T>
 D2_DEFORM_HOST_DEVICE void bilinear_weights(T ly, T lx, T weight[4]) {
   const T hy = T(1) - ly;
@@ -73,17 +73,6 @@ template <typename T>
 D2_DEFORM_HOST_DEVICE void bilinear_derivatives(T ly, T lx, const T value[4], T* dy, T* dx) {
   *dy = (T(1) - lx) * (value[2] - value[0]) + lx * (value[3] - value[1]);
   *dx = (T(1) - ly) * (value[1] - value[0]) + ly * (value[3] - value[2]);
-}
-
-template <typename T>
-D2_DEFORM_HOST_DEVICE void bilinear_weights(const BilinearSample<T>& sample, T weight[4]) {
-  bilinear_weights(sample.ly, sample.lx, weight);
-}
-
-template <typename T>
-D2_DEFORM_HOST_DEVICE void bilinear_derivatives(
-    const BilinearSample<T>& sample, const T value[4], T* dy, T* dx) {
-  bilinear_derivatives(sample.ly, sample.lx, value, dy, dx);
 }
 
 }  // namespace d2_deform

@@ -586,19 +586,12 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
     bool need_input,
     bool need_offset,
     bool /*deterministic: always*/) {
-  STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output: expected (R, C, Ph, Pw)");
-  const PoolShape s = pool_shape(
-      input, rois, offset, grad_output.size(2), grad_output.size(3), group_size, sampling_ratio);
-  STD_TORCH_CHECK(
-      grad_output.size(0) == s.rois && grad_output.size(1) == s.out_channels,
-      "grad_output: expected the shape of the output");
-  STD_TORCH_CHECK(
-      !need_offset || offset.has_value(), "offset: its gradient is asked for, but it is absent");
+  const PoolShape s = pool_shape_of_gradient(
+      grad_output, input, rois, offset, group_size, sampling_ratio, need_offset);
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
   return dispatch_types(input.scalar_type(), [&](auto types) {
     using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
-    const Tensor gradient = torch::stable::to(grad_output, input.scalar_type());
     const Tensor rows = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
     const Boxes<T> boxes(s, rule, static_cast<const T*>(rows.data_ptr()));
@@ -612,7 +605,7 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
       backward<S, T>(
           s,
           rule,
-          gradient,
+          grad_output,
           input,
           boxes,
           data_or_null<T>(shifts),

@@ -11,14 +11,14 @@ namespace {
 constexpr int64_t kSliceChannels = 64;  // whose share of the offsets' gradient is one sum
 constexpr int64_t kSlicesAtOnce = 2;    // of one thread, for which a bin's cells are found once
 
-// The boxes of every picture, in their order. Those of a picture that does not exist are left out.
+// The boxes of every picture, in their order; last, those of pictures that do not exist.
 template <typename T>
 std::vector<std::vector<int64_t>> boxes_of_pictures(
     const PoolShape& s, const RoIRule& rule, const T* rois) {
-  std::vector<std::vector<int64_t>> boxes(s.batch);
+  std::vector<std::vector<int64_t>> boxes(s.batch + 1);
   for (int64_t r = 0; r < s.rois; ++r) {
     const int64_t n = make_roi(rois + 5 * r, s.batch, rule).batch;
-    if (n >= 0) boxes[n].push_back(r);
+    boxes[n < 0 ? s.batch : n].push_back(r);
   }
   return boxes;
 }
@@ -30,7 +30,7 @@ void forward(
     const Tensor& input,
     const T* rois,
     const T* offset,
-    const Tensor& output) {  // zeros
+    const Tensor& output) {
   const Kernels<T>& kernel = kernels<T>();
   const std::vector<std::vector<int64_t>> boxes = boxes_of_pictures(s, rule, rois);
   const bool in_place = has_rows<S, T>(input);
@@ -65,6 +65,10 @@ void forward(
         store_rows(picture<S>(output, r), 0, s.bins(), bins.data(), s.out_channels);
       }
     });
+  }
+  const Buffer<T> nothing(boxes[s.batch].empty() ? 0 : s.bins() * s.out_channels, T(0));
+  for (const int64_t r : boxes[s.batch]) {
+    store_rows(picture<S>(output, r), 0, s.bins(), nothing.data(), s.out_channels);
   }
 }
 
@@ -160,7 +164,7 @@ void backward(
       Buffer<T> grad_rows(grad_input ? most : 0);
       for (int64_t i = begin; i < end; ++i) {
         const ChannelSpan& span = spans[i];
-        if (grad_offset) {
+        if (grad_offset && !boxes[n].empty()) {
           load_rows(
               picture<S>(input, n).slice(span.first, span.count),
               0,
@@ -216,13 +220,12 @@ Tensor deform_roi_pool(
     bool aligned) {
   const PoolShape s = pool_shape(input, rois, offset, pooled_h, pooled_w, 1, sampling_ratio);
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
-  Tensor output = empty_as(
+  const Tensor output = empty_as(
       input,
       {s.rois, s.out_channels, pooled_h, pooled_w},
       input.scalar_type(),
       suggested_format(input));
   if (s.rois == 0) return output;
-  torch::stable::zero_(output);
   dispatch_types(input.scalar_type(), [&](auto types) {
     using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
@@ -246,15 +249,8 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
     bool need_input,
     bool need_offset,
     bool /*deterministic: always*/) {
-  STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output: expected (R, C, Ph, Pw)");
   const PoolShape s =
-      pool_shape(input, rois, offset, grad_output.size(2), grad_output.size(3), 1, sampling_ratio);
-  STD_TORCH_CHECK(
-      grad_output.size(0) == s.rois && grad_output.size(1) == s.out_channels &&
-          grad_output.scalar_type() == input.scalar_type(),
-      "grad_output: expected the shape and type of the output");
-  STD_TORCH_CHECK(
-      !need_offset || offset.has_value(), "offset: its gradient is asked for, but it is absent");
+      pool_shape_of_gradient(grad_output, input, rois, offset, 1, sampling_ratio, need_offset);
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
   return dispatch_types(input.scalar_type(), [&](auto types) {
     using S = typename decltype(types)::Storage;

@@ -49,9 +49,9 @@ struct OffsetGradient {
     T dy = T(0), dx = T(0), dmask = T(0);
     if (sample.where.inside) {
       T weight[4];
-      bilinear_weights(sample.where, weight);
+      bilinear_weights(sample.where.ly, sample.where.lx, weight);
       for (int corner = 0; corner < 4; ++corner) dmask += weight[corner] * dots.value[corner];
-      bilinear_derivatives(sample.where, dots.value, &dy, &dx);
+      bilinear_derivatives(sample.where.ly, sample.where.lx, dots.value, &dy, &dx);
       dy *= sample.mask;
       dx *= sample.mask;
     }

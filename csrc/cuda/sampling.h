@@ -16,7 +16,7 @@ struct TapSample {
 
   // Weights of the four cells, times the mask.
   D2_DEFORM_HOST_DEVICE void weights(T (&weight)[4]) const {
-    bilinear_weights(where, weight);
+    bilinear_weights(where.ly, where.lx, weight);
     for (T& w : weight) w *= mask;
   }
 };
