@@ -100,8 +100,7 @@ def add_deform_config(cfg: CfgNode) -> None:
     cfg.MODEL.IMAGE_CLASSIFIER.NUM_CLASSES = 1000
     # Share of the target that is spread evenly over all classes
     cfg.MODEL.IMAGE_CLASSIFIER.LABEL_SMOOTHING = 0.0
-    # Residual blocks start as their shortcuts: the last norm of each starts at zero. Deep networks
-    # need it to learn from the first step on
+    # Residual blocks start as their shortcuts: the last norm of each starts at zero
     cfg.MODEL.IMAGE_CLASSIFIER.ZERO_INIT_RESIDUAL = False
     # The square that it sees. In training a random part of the picture, aspect 3/4 to 4/3, mirrored
     # as INPUT.RANDOM_FLIP says; at test the middle of the picture, whose shorter side is brought to

@@ -36,6 +36,7 @@ from d2_deform.analysis import (
     read_picture,
 )
 from d2_deform.engine import ConfigError, load_config
+from d2_deform.engine.command_line import positive
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -65,14 +66,14 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-inputs",
-        type=_positive,
+        type=positive,
         default=1,
         help="how many random pictures to average over (default: %(default)s)",
     )
     parser.add_argument(
         "--picture-size",
         nargs=2,
-        type=_positive,
+        type=positive,
         default=[480, 640],
         metavar=("HEIGHT", "WIDTH"),
         help="of a random picture before INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST resize it "
@@ -80,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num-runs",
-        type=_positive,
+        type=positive,
         default=5,
         help="runs whose median is the time (default: %(default)s)",
     )
@@ -91,13 +92,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="config options as 'KEY VALUE' pairs, for both configs; at the end, not after --tasks",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected 1 or more")
-    return number
 
 
 def analyze_config(args: argparse.Namespace, config_file: str) -> tuple[Report, dict[str, Any]]:

@@ -37,6 +37,7 @@ from d2_deform.analysis import (
 )
 from d2_deform.data.proposals import check_proposal_files
 from d2_deform.engine import ConfigError, load_backbone_weights, load_config
+from d2_deform.engine.command_line import positive
 
 NAME = "effective_dilation"
 
@@ -56,7 +57,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", help="put the JSON there instead")
     parser.add_argument(
-        "--max-images", type=_positive, metavar="N", help="take the first N pictures (default: all)"
+        "--max-images", type=positive, metavar="N", help="take the first N pictures (default: all)"
     )
     parser.add_argument(
         "--size-limits",
@@ -73,13 +74,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="config options as 'KEY VALUE' pairs, MODEL.WEIGHTS <file> among them; at the end",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected 1 or more")
-    return number
 
 
 def output_paths(args: argparse.Namespace) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import Any
 from d2_deform.analysis.ablation import DATA, METHODS, TABLES, Row, Study, find_study
 from d2_deform.engine import ConfigError
 from d2_deform.engine.ablation import AblationRunner
-from d2_deform.engine.command_line import check_gpus
+from d2_deform.engine.command_line import check_gpus, not_negative, positive
 
 TRAIN_TOOL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train_net.py")
 
@@ -39,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=_not_negative,
+        type=not_negative,
         nargs="+",
         default=[1, 2, 3],
         metavar="N",
@@ -50,12 +50,12 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--iterations",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="in place of the config's SOLVER.MAX_ITER; steps and warm-up change in proportion",
     )
     parser.add_argument(
-        "--num-gpus", type=_not_negative, default=1, metavar="N", help="default: 1; 0 trains on CPU"
+        "--num-gpus", type=not_negative, default=1, metavar="N", help="default: 1; 0 trains on CPU"
     )
     parser.add_argument(
         "--rows", nargs="+", default=[], metavar="NAME", help="train these alone: plain dconv3 ..."
@@ -80,20 +80,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="config options of all rows as KEY VALUE pairs; at the end, not after --seeds, --rows",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, expected 1 or more")
-    return number
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:  # Detectron2 would take a seed by chance
-        raise argparse.ArgumentTypeError(f"{text} given, expected 0 or more")
-    return number
 
 
 def read_arm(study: Study, text: str) -> Row:

@@ -1,4 +1,4 @@
-"""What the training tools do between the command line and their main function."""
+"""What the tools share between the command line and their main function."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from d2_deform.data.classification_mapper import UnreadablePicture
 from d2_deform.engine.defaults import ConfigError
 from d2_deform.ops import built_devices
 
-__all__ = ["check_gpus", "run_tool"]
+__all__ = ["check_gpus", "not_negative", "positive", "run_tool"]
 
 
 def run_tool(main: Callable[[argparse.Namespace], Any], needs_operators: bool = True) -> None:
@@ -52,3 +52,20 @@ def check_gpus(wanted: int, needs_operators: bool = True) -> None:
     else:
         return
     sys.exit(f"error: --num-gpus {wanted}: {reason}; --num-gpus 0 trains on CPU.")
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for ``argparse``."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """A whole number of 0 or more, for ``argparse``."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} given, expected {least} or more")
+    return number

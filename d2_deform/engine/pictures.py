@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from d2_deform.engine.defaults import ConfigError
+from d2_deform.engine.whole_file import write_whole
 
 __all__ = ["PICTURE_SUFFIXES", "find_pictures", "read_picture", "write_new_file"]
 
@@ -52,7 +53,7 @@ def read_picture(path: str) -> np.ndarray:
 
 
 def write_new_file(path: str, content: bytes) -> None:
-    """Writes a file, with its folder, where there is none or the same.
+    """Writes a file, with its folder, where there is none or the same; whole or not at all.
 
     Raises:
         ConfigError: a file with other contents is there, and stays; or it cannot be written.
@@ -66,7 +67,6 @@ def write_new_file(path: str, content: bytes) -> None:
                 f"{path} exists with other contents and stays; choose another place, or delete it."
             )
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "xb") as file:
-            file.write(content)
+        write_whole(path, content)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error

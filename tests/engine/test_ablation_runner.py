@@ -16,14 +16,12 @@ from detectron2.utils.env import seed_all_rng
 from d2_deform import model_zoo
 from d2_deform.analysis.ablation import METHODS, TABLES, find_study
 from d2_deform.engine import ConfigError, load_config
-from d2_deform.engine.ablation import (
-    AblationRunner,
+from d2_deform.engine.ablation import AblationRunner, common_options, shorten_schedule
+from d2_deform.engine.ablation_runs import (
     Run,
-    common_options,
     estimate_seconds_left,
     figures_by_row,
     read_runs,
-    shorten_schedule,
 )
 
 STUDY = find_study("rfcn", "digits")
