@@ -87,7 +87,7 @@ def libraries() -> list[Extension]:
 
 
 DIGITS = ["scikit-learn>=1.3", "opencv-python-headless>=4.8"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "scikit-learn>=1.3"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.5", "scikit-learn>=1.3"]
 
 setup(
     name="d2_deform",
