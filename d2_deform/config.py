@@ -35,6 +35,12 @@ def add_deform_config(cfg: CfgNode) -> None:
     # Groups of channels, each with offsets of its own. The paper's figures fit 1; the authors'
     # released detectors have 4.
     cfg.MODEL.DEFORM.NUM_GROUPS = 1
+    # ResNet: dilation of the convolutions that predict the offsets. 0: that of the convolution they
+    # serve (the paper); 1 in the official release's DeepLab.
+    cfg.MODEL.DEFORM.OFFSET_DILATION = 0
+    # ResNet: True begins the stem's pooling at the map's corner, as Caffe and the official release
+    # do; False pads it, Detectron2's way, which looks two pixels further up and left.
+    cfg.MODEL.DEFORM.STEM_POOL_AT_CORNER = False
 
     # Dilation of res4's 3x3 convolutions, any number from 1; above 1 the stage keeps its stride
     # at 1. So does MODEL.RESNETS.RES5_DILATION, Detectron2's own key, in this backbone.
@@ -71,6 +77,9 @@ def add_deform_config(cfg: CfgNode) -> None:
     cfg.MODEL.DEFORM_ROI_HEADS.GAMMA = 0.1
     # As RFCN.ALIGNED, for POOLER_TYPE "DeformRoIPool"
     cfg.MODEL.DEFORM_ROI_HEADS.ALIGNED = True
+    # Outputs of hidden layers of the offset branch; the paper has none, MMDetection's "dpool"
+    # models have [1024, 1024]
+    cfg.MODEL.DEFORM_ROI_HEADS.OFFSET_FC_DIMS = []
 
     # ------------------------------------------------------------------------ #
     # Online hard example mining, in RFCNROIHeads and DeformROIHeads

@@ -1,5 +1,8 @@
 """Deformable RoI pooling that learns its offsets."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
@@ -33,6 +36,7 @@ class DeformRoIPool(nn.Module):
         gamma: float = 0.1,
         aligned: bool = True,
         in_channels: int | None = None,
+        offset_fc_dims: Sequence[int] = (),
     ) -> None:
         """
         Args:
@@ -43,6 +47,9 @@ class DeformRoIPool(nn.Module):
             aligned: continuous coordinates as Detectron2's ROIAlignV2; False: the official
                 release's rule, for weights trained with it.
             in_channels: channels of x, with which the layer learns offsets; None: rigid pooling.
+            offset_fc_dims: outputs of hidden layers of the offset branch, each with a ReLU behind
+                it; none in the paper, two of 1024 in DCNv2 and MMDetection. ``offset_fc`` is then a
+                sequence, whose last layer starts at zero.
         """
         super().__init__()
         self.output_size: tuple[int, int] = _pair(output_size)
@@ -51,9 +58,14 @@ class DeformRoIPool(nn.Module):
         self.gamma = gamma
         self.aligned = aligned
         num_bins = self.output_size[0] * self.output_size[1]
-        self.offset_fc = (
-            None if in_channels is None else ZeroLinear(in_channels * num_bins, 2 * num_bins)
-        )
+        self.offset_fc: nn.Module | None = None
+        if in_channels is not None:
+            widths = [in_channels * num_bins, *offset_fc_dims]
+            hidden: list[nn.Module] = []
+            for before, after in pairwise(widths):
+                hidden += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+            last = ZeroLinear(widths[-1], 2 * num_bins)
+            self.offset_fc = nn.Sequential(*hidden, last) if hidden else last
 
     def forward(self, x: Tensor, rois: Tensor) -> Tensor:
         """

@@ -134,3 +134,13 @@ def test_wrong_arguments():
         ps_layer().predict_offset(torch.rand(2, 5, SIZE, SIZE), ROIS)
     with pytest.raises(ValueError, match="offset_groups: 0 given"):
         ps_layer(offset_groups=0)
+
+
+def test_roi_pool_offset_branch_may_have_hidden_layers():
+    """The names of MMDetection's, and a start at zero as without them."""
+    layer = roi_layer(in_channels=4, offset_fc_dims=(8, 5))
+    names = [f"offset_fc.{index}.{kind}" for index in (0, 2, 4) for kind in ("weight", "bias")]
+    assert list(layer.state_dict()) == names
+    assert [m.out_features for m in layer.offset_fc[::2]] == [8, 5, 12]
+    x = torch.rand(2, 4, SIZE, SIZE)
+    assert torch.equal(layer(x, ROIS), roi_layer()(x, ROIS))

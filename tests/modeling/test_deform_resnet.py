@@ -317,3 +317,31 @@ def test_warns_of_a_basic_network_of_bottleneck_width(caplog):
     with torch.device("meta"):
         build("MODEL.RESNETS.DEPTH", 18)
     assert "MODEL.RESNETS.RES2_OUT_CHANNELS is 256" in caplog.text
+
+
+def test_stem_that_pools_at_the_corner_sees_two_pixels_further():
+    """Caffe's pooling in ceil mode, and away from the border Detectron2's on a moved picture."""
+    thin_stem = {"stem_out_channels": 4, "norm": "", "out_features": ["stem"]}
+    padded = build_deform_resnet(50, 0, **thin_stem).double()
+    corner = build_deform_resnet(50, 0, stem_pool_at_corner=True, **thin_stem).double()
+    corner.load_state_dict(padded.state_dict())
+    picture = torch.randn(1, 3, 44, 46, dtype=torch.float64)
+    map_of = torch.relu(corner.stem.conv1(picture))
+    caffe = torch.max_pool2d(map_of, kernel_size=3, stride=2, ceil_mode=True)
+    got = corner(picture)["stem"]
+    assert torch.equal(got[..., :11], caffe)  # the odd 23 columns: one cell less in Caffe
+    assert got.shape == padded(picture)["stem"].shape == (1, 4, 11, 12)
+    moved = padded(picture[..., 2:, 2:])["stem"]
+    assert torch.equal(got[..., 2:10, 2:10], moved[..., 2:10, 2:10])
+
+
+def test_offset_convolutions_may_have_a_dilation_of_their_own():
+    backbone = build_deform_resnet(50, 4, res5_dilation=2, offset_dilation=1, **THIN)
+    for block in (backbone.res4[-1], *backbone.res5):
+        assert block.conv2_offset.dilation == block.conv2_offset.padding == (1, 1)
+    assert backbone.res5[0].conv2.dilation == (2, 2)
+    basic = build_deform_resnet(18, 2, res5_dilation=2, offset_dilation=1, **thin(18)).res5[1]
+    assert basic.conv1_offset.dilation == basic.conv2_offset.padding == (1, 1)
+    assert backbone(torch.zeros(1, 3, 64, 64))["res5"].shape[-2:] == (4, 4)
+    with pytest.raises(ValueError, match=r"OFFSET_DILATION\): -1 given, accepted: 0"):
+        build_deform_resnet(50, 1, offset_dilation=-1)

@@ -25,6 +25,7 @@ from ._stages import (
 )
 
 __all__ = [
+    "CornerPoolStem",
     "DeformBasicBlock",
     "DeformBottleneckBlock",
     "DilatedBasicBlock",
@@ -41,6 +42,20 @@ NUM_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
+
+
+class CornerPoolStem(BasicStem):
+    """Detectron2's stem whose 3x3 pooling begins at the map's corner, as in Caffe's ResNets.
+
+    Output cell j has its receptive field centred on pixel 4 * j + 2, not 4 * j. Maps are of the
+    same size as Detectron2's; where the convolution's map has an odd size, Caffe's and MXNet's
+    have one row or column less at the far end.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu_(self.conv1(x))
+        # After a ReLU zeros do not change a maximum.
+        return F.max_pool2d(F.pad(x, (0, 2, 0, 2)), kernel_size=3, stride=2)
 
 
 class DeformBottleneckBlock(BottleneckBlock):
@@ -64,6 +79,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         dilation: int = 1,
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        offset_dilation: int = 0,
     ) -> None:
         """
         Args:
@@ -71,6 +87,7 @@ class DeformBottleneckBlock(BottleneckBlock):
                 dilation: as :class:`~detectron2.modeling.backbone.resnet.BottleneckBlock` has them.
             deform_modulated: every tap also has a learnt factor (DCNv2).
             deform_num_groups: groups of channels with offsets of their own.
+            offset_dilation: of ``conv2_offset``; 0: ``dilation``.
         """
         super().__init__(
             in_channels,
@@ -82,7 +99,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             stride_in_1x1=stride_in_1x1,
             dilation=dilation,
         )
-        _make_deformable(self, "conv2", deform_modulated, deform_num_groups)
+        _make_deformable(self, "conv2", deform_modulated, deform_num_groups, offset_dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.conv1(x))
@@ -136,6 +153,7 @@ class DeformBasicBlock(DilatedBasicBlock):
         num_deform: int = 2,
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        offset_dilation: int = 0,
     ) -> None:
         """
         Args:
@@ -144,6 +162,7 @@ class DeformBasicBlock(DilatedBasicBlock):
             num_deform: how many of the two are deformable, from the block's end: 1 or 2.
             deform_modulated: every tap also has a learnt factor (DCNv2).
             deform_num_groups: groups of channels with offsets of their own.
+            offset_dilation: of the convolutions that predict them; 0: ``dilation``.
 
         Raises:
             ValueError: ``num_deform`` is neither 1 nor 2.
@@ -152,9 +171,8 @@ class DeformBasicBlock(DilatedBasicBlock):
             raise ValueError(f"num_deform: {num_deform} given, accepted is 1 or 2")
         super().__init__(in_channels, out_channels, stride=stride, norm=norm, dilation=dilation)
         self.conv1_offset: OffsetConv2d | None = None
-        if num_deform == 2:
-            _make_deformable(self, "conv1", deform_modulated, deform_num_groups)
-        _make_deformable(self, "conv2", deform_modulated, deform_num_groups)
+        for name in ("conv1", "conv2")[-num_deform:]:
+            _make_deformable(self, name, deform_modulated, deform_num_groups, offset_dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv1_offset is None:
@@ -179,12 +197,14 @@ def build_deform_resnet(
     deform_num_groups: int = 1,
     res4_dilation: int = 1,
     res5_dilation: int = 1,
+    offset_dilation: int = 0,
     in_channels: int = 3,
     stem_out_channels: int = 64,
     res2_out_channels: int | None = None,
     num_groups: int = 1,
     width_per_group: int = 64,
     stride_in_1x1: bool = False,
+    stem_pool_at_corner: bool = False,
     norm: Any = "BN",
     out_features: Sequence[str] = ("res5",),
     freeze_at: int = 0,
@@ -206,6 +226,8 @@ def build_deform_resnet(
         deform_num_groups: groups of channels with offsets of their own.
         res4_dilation, res5_dilation: of every 3x3 convolution of the stage, 1 or more. Above 1 the
             stage has stride 1 instead of 2: with ``res5_dilation`` = 2 alone, res5 has stride 16.
+        offset_dilation: of the convolutions that predict offsets; 0: that of the convolution they
+            serve. The official release's DeepLab has 1 beside ``res5_dilation`` = 2.
         in_channels: channels of the picture.
         stem_out_channels: channels of the stem.
         res2_out_channels: channels of res2, doubled by every further stage; None: 64 below
@@ -213,6 +235,7 @@ def build_deform_resnet(
         num_groups, width_per_group: of the first stage's 3x3 convolutions, from depth 50.
         stride_in_1x1: stride of a stage in its first 1x1 instead of 3x3, from depth 50. True for
             the weights of MSRA, which the paper's and most of Detectron2's networks start from.
+        stem_pool_at_corner: see :class:`CornerPoolStem`; for weights trained so.
         norm: as :func:`detectron2.layers.get_norm` takes it.
         out_features: of "stem", "res2" to "res5". Stages after the last are not built.
         freeze_at: how many stages are not trained, the stem the first; their batch norms become
@@ -227,6 +250,12 @@ def build_deform_resnet(
     """
     check("depth (MODEL.RESNETS.DEPTH)", depth, depth in NUM_BLOCKS, "18, 34, 50, 101 or 152")
     check_dilations(res4_dilation, res5_dilation)
+    check(
+        "offset_dilation (MODEL.DEFORM.OFFSET_DILATION)",
+        offset_dilation,
+        offset_dilation >= 0,
+        "0 (as the convolution) or more",
+    )
     basic = depth < 50
     check(
         "num_groups (MODEL.RESNETS.NUM_GROUPS)",
@@ -239,7 +268,8 @@ def build_deform_resnet(
     convs_per_block = 2 if basic else 1
     num_deform_per_block = _spread_deformable(depth, num_deform_layers, num_blocks, convs_per_block)
 
-    stem = BasicStem(in_channels=in_channels, out_channels=stem_out_channels, norm=norm)
+    stem_class = CornerPoolStem if stem_pool_at_corner else BasicStem
+    stem = stem_class(in_channels=in_channels, out_channels=stem_out_channels, norm=norm)
     width = num_groups * width_per_group
     stage_in = stem_out_channels
     stage_out = res2_out_channels or (64 if basic else 256)
@@ -266,6 +296,7 @@ def build_deform_resnet(
             "norm": norm,
             "deform_modulated": deform_modulated,
             "deform_num_groups": deform_num_groups,
+            "offset_dilation": offset_dilation,
         }
         if not basic:
             arguments.update(
@@ -311,12 +342,14 @@ def build_deform_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         deform_num_groups=cfg.MODEL.DEFORM.NUM_GROUPS,
         res4_dilation=resnets.RES4_DILATION,
         res5_dilation=resnets.RES5_DILATION,
+        offset_dilation=cfg.MODEL.DEFORM.OFFSET_DILATION,
         in_channels=input_shape.channels,
         stem_out_channels=resnets.STEM_OUT_CHANNELS,
         res2_out_channels=resnets.RES2_OUT_CHANNELS,
         num_groups=resnets.NUM_GROUPS,
         width_per_group=resnets.WIDTH_PER_GROUP,
         stride_in_1x1=resnets.STRIDE_IN_1X1,
+        stem_pool_at_corner=cfg.MODEL.DEFORM.STEM_POOL_AT_CORNER,
         norm=resnets.NORM,
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
@@ -358,22 +391,32 @@ def _make_block(
     num_deform: int,
     deform_modulated: bool,
     deform_num_groups: int,
+    offset_dilation: int,
     **kwargs: Any,
 ) -> CNNBlockBase:
     if num_deform == 0:
         plain = DilatedBasicBlock if basic else BottleneckBlock
         return plain(in_channels, out_channels, **kwargs)
-    kwargs.update(deform_modulated=deform_modulated, deform_num_groups=deform_num_groups)
+    kwargs.update(
+        deform_modulated=deform_modulated,
+        deform_num_groups=deform_num_groups,
+        offset_dilation=offset_dilation,
+    )
     if basic:
         return DeformBasicBlock(in_channels, out_channels, num_deform=num_deform, **kwargs)
     return DeformBottleneckBlock(in_channels, out_channels, **kwargs)
 
 
-def _make_deformable(block: CNNBlockBase, name: str, modulated: bool, deform_groups: int) -> None:
+def _make_deformable(
+    block: CNNBlockBase, name: str, modulated: bool, deform_groups: int, offset_dilation: int
+) -> None:
     """Makes convolution ``name`` of a block deformable and adds its sibling ``<name>_offset``."""
     layer_class = ModulatedDeformConv2d if modulated else DeformConv2d
     conv = layer_class.from_conv2d(
         getattr(block, name), deform_groups=deform_groups, offset_branch=False
     )
     setattr(block, name, conv)
-    setattr(block, f"{name}_offset", conv.make_offset_conv())
+    offset_conv = conv.make_offset_conv()
+    if offset_dilation:
+        offset_conv.dilation = offset_conv.padding = (offset_dilation, offset_dilation)
+    setattr(block, f"{name}_offset", offset_conv)

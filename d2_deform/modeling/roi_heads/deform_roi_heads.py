@@ -98,6 +98,7 @@ def _build_box_pooler(cfg: CfgNode, in_channels: int, scales: list[float]) -> RO
             in_channels,
             gamma=cfg.MODEL.DEFORM_ROI_HEADS.GAMMA,
             aligned=cfg.MODEL.DEFORM_ROI_HEADS.ALIGNED,
+            offset_fc_dims=cfg.MODEL.DEFORM_ROI_HEADS.OFFSET_FC_DIMS,
         )
     if head.POOLER_TYPE not in RIGID_POOLER_TYPES:
         raise ValueError(

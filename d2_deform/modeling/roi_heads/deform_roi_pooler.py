@@ -1,5 +1,6 @@
 """Deformable RoI pooling on one or several feature maps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.modeling.poolers import ROIPooler
@@ -28,6 +29,7 @@ class DeformROIPooler(ROIPooler):
         in_channels: int,
         gamma: float = 0.1,
         aligned: bool = True,
+        offset_fc_dims: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         """
@@ -39,6 +41,7 @@ class DeformROIPooler(ROIPooler):
             gamma: factor of the normalised offsets.
             aligned: continuous coordinates as Detectron2's ROIAlignV2; False: the official
                 release's rule, for weights trained with it.
+            offset_fc_dims: hidden layers of the offset branches.
             **kwargs: ``canonical_box_size`` and ``canonical_level`` of
                 :class:`~detectron2.modeling.poolers.ROIPooler`.
 
@@ -53,6 +56,8 @@ class DeformROIPooler(ROIPooler):
             )
         super().__init__(output_size, scales, sampling_ratio, "ROIAlignV2", **kwargs)
         self.level_poolers = nn.ModuleList(
-            DeformRoIPool(self.output_size, scale, sampling_ratio, gamma, aligned, in_channels)
+            DeformRoIPool(
+                self.output_size, scale, sampling_ratio, gamma, aligned, in_channels, offset_fc_dims
+            )
             for scale in scales
         )
