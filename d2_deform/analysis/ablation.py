@@ -10,7 +10,8 @@ from typing import Any
 __all__ = ["DATA", "METHODS", "TABLES", "Metric", "Row", "Study", "find_study"]
 
 METHODS = ("rfcn", "faster_rcnn", "category_aware_rpn", "deeplab")
-DATA = ("voc", "coco", "cityscapes", "digits")
+DIGITS = ("digits", "digits_warp0", "digits_warp8")  # Deformed Digits, bent by 5, 0, 8 % of height
+DATA = ("voc", "coco", "cityscapes", "voc_folder", *DIGITS)
 
 # The paper's tables (arXiv 1703.06211), all of ResNet-101. DeepLab: mIoU on VOC 2012 val and on
 # Cityscapes val; the others: mAP@0.5 and mAP@0.7 on VOC 2007 test. Table 1 gives DeepLab's three
@@ -46,10 +47,19 @@ _CONFIGS = {
     ("category_aware_rpn", "coco"): "COCO-Detection/category_aware_rpn_R_101.yaml",
     ("deeplab", "coco"): "COCO-Segmentation/deeplab_thin_R_50_dconv3.yaml",
     ("deeplab", "cityscapes"): "Cityscapes/deeplab_R_101.yaml",
-    ("rfcn", "digits"): "quickstart.yaml",
-    ("faster_rcnn", "digits"): "Deformed-Digits/faster_rcnn_thin_R_18_dconv3_dpool.yaml",
-    ("category_aware_rpn", "digits"): "Deformed-Digits/category_aware_rpn_thin_R_18_dconv3.yaml",
-    ("deeplab", "digits"): "Deformed-Digits/deeplab_thin_R_18_dconv3.yaml",
+    ("rfcn", "voc_folder"): "VOC-Folder/rfcn_thin_R_50_dconv3_dpool.yaml",
+    ("faster_rcnn", "voc_folder"): "VOC-Folder/faster_rcnn_thin_R_50_dconv3_dpool.yaml",
+    ("category_aware_rpn", "voc_folder"): "VOC-Folder/category_aware_rpn_thin_R_50_dconv3.yaml",
+    **{
+        (method, data): config
+        for data in DIGITS
+        for method, config in {
+            "rfcn": "quickstart.yaml",
+            "faster_rcnn": "Deformed-Digits/faster_rcnn_thin_R_18_dconv3_dpool.yaml",
+            "category_aware_rpn": "Deformed-Digits/category_aware_rpn_thin_R_18_dconv3.yaml",
+            "deeplab": "Deformed-Digits/deeplab_thin_R_18_dconv3.yaml",
+        }.items()
+    },
 }
 
 _NUM_LAYERS = "MODEL.DEFORM.NUM_LAYERS"
@@ -103,6 +113,7 @@ class Study:
         metrics: what rows are compared by.
         paper_data: where the paper measured its figures.
         dilation: the plain network's in res5.
+        options: KEY VALUE ... of all rows on top of the config.
     """
 
     method: str
@@ -111,6 +122,7 @@ class Study:
     metrics: tuple[Metric, ...]
     paper_data: str
     dilation: int
+    options: tuple[str, ...] = ()
 
     def rows(self, table: int) -> list[Row]:
         """The rows of table 1 or 3 as the paper has them, the plain network first.
@@ -129,7 +141,7 @@ class Study:
                 for metric in self.metrics
             )
             rows.append(self._paper_row(name, paper))
-        if self.data == "digits" and table == 3:
+        if self.data in DIGITS and table == 3:
             rows += self._rows_of_ours()
         return rows
 
@@ -213,5 +225,18 @@ def find_study(method: str, data: str) -> Study:
         config=_CONFIGS[method, data],
         metrics=metrics,
         paper_data=paper_data,
-        dilation=4 if data == "digits" else 2,
+        dilation=4 if data in DIGITS else 2,
+        options=_data_options(method, data),
+    )
+
+
+def _data_options(method: str, data: str) -> tuple[str, ...]:
+    """The data sets of Deformed Digits with another warp; all else has them in its config."""
+    if data not in DIGITS[1:]:
+        return ()
+    labels = "_sem_seg" if method == "deeplab" else ""
+    family = f"deformed_{data}{labels}"
+    return (
+        *("DATASETS.TRAIN", f"('{family}_train',)"),
+        *("DATASETS.TEST", f"('{family}_test',)"),
     )

@@ -30,6 +30,7 @@ from d2_deform.data.voc_folder import load_voc_folder
 
 GENERATOR_VERSION = 1  # goes into the folder's name: raise it whenever a picture would change
 IGNORE_LABEL = 255
+OTHER_WARPS = {"warp0": 0.0, "warp8": 0.08}  # beside the default of 0.05; "warp8" is 8 % of height
 
 __all__ = [
     "DeformedDigitsSettings",
@@ -83,12 +84,24 @@ def register_deformed_digits(
 
 
 def register_builtin_deformed_digits() -> None:
-    """Register deformed_digits_{train,val,test}, and deformed_digits_sem_seg_* for label maps."""
-    for split, num_images in {"train": 6000, "val": 500, "test": 1000}.items():
-        register_deformed_digits(f"deformed_digits_{split}", split, num_images)
-        register_deformed_digits(
-            f"deformed_digits_sem_seg_{split}", split, num_images, evaluator_type="sem_seg"
-        )
+    """Register deformed_digits_{train,val,test}, and deformed_digits_sem_seg_* for label maps.
+
+    Also the same with other strengths of the warp, deformed_digits_warp0_train and so on: the same
+    digits at the same places of the same photographs, bent otherwise.
+    """
+    families: dict[str, dict[str, Any]] = {"deformed_digits": {}}
+    for name, warp in OTHER_WARPS.items():
+        families[f"deformed_digits_{name}"] = {"warp": warp}
+    for family, settings in families.items():
+        for split, num_images in {"train": 6000, "val": 500, "test": 1000}.items():
+            register_deformed_digits(f"{family}_{split}", split, num_images, **settings)
+            register_deformed_digits(
+                f"{family}_sem_seg_{split}",
+                split,
+                num_images,
+                evaluator_type="sem_seg",
+                **settings,
+            )
 
 
 def load_deformed_digits(

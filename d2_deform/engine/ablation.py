@@ -90,8 +90,10 @@ def common_options(
         raise ConfigError("options: SOLVER.MAX_ITER is given twice, by --iterations, too.")
     config_file = model_zoo.get_config_file(study.config)
     with _quietly():
-        cfg = load_config(config_file, opts, use_gpu, with_data=False)
-    options = [] if iterations is None else shorten_schedule(cfg, iterations)
+        cfg = load_config(config_file, [*study.options, *opts], use_gpu, with_data=False)
+    options = [*study.options]
+    if iterations is not None:
+        options += shorten_schedule(cfg, iterations)
     if "SOLVER.CHECKPOINT_PERIOD" not in opts[::2]:
         most = math.ceil((iterations or cfg.SOLVER.MAX_ITER) / _CHECKPOINTS)
         period = min(cfg.SOLVER.CHECKPOINT_PERIOD, most)

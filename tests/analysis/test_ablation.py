@@ -4,6 +4,7 @@ import re
 
 import pytest
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from d2_deform import model_zoo
 from d2_deform.analysis.ablation import DATA, METHODS, TABLES, find_study
@@ -12,7 +13,7 @@ STUDIES = [
     (method, data)
     for method in METHODS
     for data in DATA
-    if data != "cityscapes" or method == "deeplab"
+    if (method, data) not in [(m, "cityscapes") for m in METHODS[:3]] + [("deeplab", "voc_folder")]
 ]
 WITH_A_FILE_EACH = [(m, "voc") for m in METHODS] + [("deeplab", "cityscapes")]
 
@@ -115,6 +116,27 @@ def test_an_arm_is_the_plain_network_with_other_keys():
     assert differences(cfg, build(study, study.rows(1)[0])) == {"MODEL.RFCN.CONV_DIM"}
 
 
+@pytest.mark.parametrize("method, labels", [("rfcn", ""), ("deeplab", "_sem_seg")])
+def test_other_warps_are_the_same_study_on_other_pictures(method, labels):
+    usual = find_study(method, "digits")
+    for data, warp in [("digits_warp0", 0.0), ("digits_warp8", 0.08)]:
+        study = find_study(method, data)
+        assert (study.config, study.metrics) == (usual.config, usual.metrics)
+        assert study.rows(1) == usual.rows(1) and study.rows(3) == usual.rows(3)
+        cfg = model_zoo.get_config(study.config)
+        before = cfg.clone()
+        cfg.merge_from_list(list(study.options))
+        assert differences(cfg, before) == {"DATASETS.TRAIN", "DATASETS.TEST"}
+        for (name,), (usual_name,) in [
+            (cfg.DATASETS.TRAIN, before.DATASETS.TRAIN),
+            (cfg.DATASETS.TEST, before.DATASETS.TEST),
+        ]:
+            assert name == usual_name.replace(f"digits{labels}", f"{data}{labels}")
+            folder = MetadataCatalog.get(name).dirname
+            assert re.search(rf"_size192_warp{warp:g}_\w+$", folder)
+    assert usual.options == ()
+
+
 def test_unknown_study():
-    with pytest.raises(ValueError, match=r"rfcn on cityscapes: .* accepted: voc, coco, digits"):
+    with pytest.raises(ValueError, match=r"rfcn on cityscapes: .* accepted: voc, coco, voc_folder"):
         find_study("rfcn", "cityscapes")

@@ -105,6 +105,15 @@ def test_runs_rows_and_seeds_and_writes_tables(make, tmp_path, capsys):
     ]
 
 
+def test_a_studys_own_options_come_before_the_users():
+    study = find_study("rfcn", "digits_warp8")
+    options = common_options(study, None, ["DATASETS.TEST", "('deformed_digits_warp8_val',)"])
+    assert tuple(options[: len(study.options)]) == study.options
+    cfg = load_config(model_zoo.get_config_file(study.config), options, with_data=False)
+    assert cfg.DATASETS.TRAIN == ("deformed_digits_warp8_train",)
+    assert cfg.DATASETS.TEST == ("deformed_digits_warp8_val",)
+
+
 def test_what_is_done_is_not_done_again(no_picture, make, tmp_path, capsys):
     make().run(1, [1], ["plain", "dconv3"])
     before = contents(tmp_path / "study" / "runs")
