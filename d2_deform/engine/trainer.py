@@ -37,6 +37,7 @@ from torch import nn
 
 from d2_deform.engine.defaults import ConfigError
 from d2_deform.engine.hooks import OffsetMonitor
+from d2_deform.engine.mixed_precision import CPUAMPTrainer
 from d2_deform.engine.scaling import scale_to_world_size
 from d2_deform.evaluation import ClassificationEvaluator, ProposalEvaluator, VOCFolderEvaluator
 from d2_deform.modeling.test_time_augmentation import build_tta_model
@@ -58,9 +59,10 @@ class DeformTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        """``DefaultTrainer``'s, line by line, but for ``device_ids``.
+        """``DefaultTrainer``'s, line by line, but for a model on CPU.
 
-        It always names a GPU to DDP, which then refuses a model on CPU.
+        ``DefaultTrainer`` always names a GPU to DDP, which then refuses a model on CPU, and its
+        ``AMPTrainer`` runs on CUDA alone.
         """
         TrainerBase.__init__(self)
         for name in ("detectron2", "d2_deform"):
@@ -72,9 +74,12 @@ class DeformTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
 
-        device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+        on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
+        device_ids = [comm.get_local_rank()] if on_cuda else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        trainer_class: type[SimpleTrainer] = SimpleTrainer
+        if cfg.SOLVER.AMP.ENABLED:
+            trainer_class = AMPTrainer if on_cuda else CPUAMPTrainer
         self._trainer = trainer_class(model, data_loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

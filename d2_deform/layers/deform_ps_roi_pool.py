@@ -5,7 +5,7 @@ from torch.nn.modules.utils import _pair
 
 from d2_deform.ops import deform_ps_roi_pool
 
-from .zero_init import ZeroConv2d
+from .zero_init import ZeroConv2d, outside_autocast
 
 __all__ = ["DeformPSRoIPool"]
 
@@ -87,7 +87,7 @@ class DeformPSRoIPool(nn.Module):
             ValueError: the layer has an offset branch and ``feature`` is missing.
         """
         if self.offset_conv is None:
-            return self._pool(score_map, rois, None)
+            return self._pool(score_map, rois)
         if feature is None:
             raise ValueError(
                 "feature: none given, but the offset branch needs one of shape "
@@ -110,9 +110,10 @@ class DeformPSRoIPool(nn.Module):
         """
         if self.offset_conv is None:
             raise ValueError("the layer is rigid; with in_channels it has an offset branch")
-        return self._pool(self.offset_conv(feature), rois, None)
+        fields = self.offset_conv(feature)
+        return outside_autocast(self._pool, fields.dtype, fields, rois)
 
-    def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
+    def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
         return deform_ps_roi_pool(
             maps,
             rois,

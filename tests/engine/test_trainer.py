@@ -1,6 +1,7 @@
 """DeformTrainer: the schedule of its number of processes, and resuming."""
 
 import pytest
+import torch
 
 from d2_deform.data.deformed_digits import DeformedDigitsSettings, write_deformed_digits
 from d2_deform.engine import ConfigError, DeformTrainer, load_config
@@ -79,6 +80,22 @@ def test_a_run_of_other_processes_is_not_resumed(cfg):
     trainer = DeformTrainer(cfg)
     with pytest.raises(ConfigError, match=r"had 8 process\(es\), this one has 1, .* resume with 8"):
         trainer.load_state_dict({**state, "reference_world_size": 8})
+
+
+def test_mixed_precision_on_cpu(cfg):
+    cfg.SOLVER.AMP.ENABLED = True
+    trainer = DeformTrainer(cfg)
+    types = set()
+    trainer.model.backbone.res5.register_forward_hook(lambda *given: types.add(given[-1].dtype))
+    trainer.train()
+    assert types == {torch.bfloat16}
+    # What it leaves is not bound to the precision.
+    cfg.SOLVER.AMP.ENABLED = False
+    resumed = DeformTrainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == resumed.max_iter
+    for own, other in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 def test_test_time_augmentation_gets_pictures_in_their_own_size(cfg):
