@@ -10,7 +10,7 @@ unless MODEL.WEIGHTS is among the options at the end; the picture is random, unl
 some. What a detector's second stage costs depends on the number of its proposals, which is
 printed; with random weights it may be smaller than with learnt ones.
 
-A multiply-add is one FLOP; the deformable operators are counted (d2_deform/analysis/operators.py).
+A multiply-add is one FLOP; the deformable operators are counted (d2_deform/ops/flops.py).
 """
 
 import argparse

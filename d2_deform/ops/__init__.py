@@ -3,6 +3,7 @@
 ``reference`` holds a slow, readable twin of each in plain PyTorch: the specification.
 """
 
+from . import flops
 from ._library import built_devices, cpu_capability
 from .deform_conv2d import deform_conv2d
 from .deform_ps_roi_pool import deform_ps_roi_pool
@@ -14,4 +15,5 @@ __all__ = [
     "deform_conv2d",
     "deform_ps_roi_pool",
     "deform_roi_pool",
+    "flops",
 ]
