@@ -73,11 +73,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_model(cfg)
     if not (cfg.DATASETS.TRAIN or args.eval_only):
         raise ConfigError("DATASETS.TRAIN is empty, so there is nothing to train on.")
-    if cfg.SOLVER.AMP.ENABLED and not args.eval_only and not cfg.MODEL.DEVICE.startswith("cuda"):
-        raise ConfigError(
-            f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE}, and Detectron2's "
-            "mixed precision needs a GPU; set it to False."
-        )
     if not args.resume:
         _check_weights(cfg)
         if not args.eval_only:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2_deform import model_zoo
 from d2_deform.engine import ClassificationTrainer, ConfigError, load_config, setup
+from d2_deform.engine.mixed_precision import CPUAMPTrainer
 
 CONFIG = model_zoo.get_config_file("Image-Folder/classifier_thin_R_18.yaml")
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -93,10 +94,11 @@ def arguments(*words):
     )
 
 
-def test_mixed_precision_needs_a_gpu(folder, tmp_path):
-    words = [*options(folder, tmp_path), "SOLVER.AMP.ENABLED", "True"]
-    with pytest.raises(ConfigError, match=r"AMP.ENABLED is True, but MODEL.DEVICE is cpu, and Det"):
-        setup(arguments(*words))
+def test_mixed_precision_on_cpu(folder, tmp_path):
+    cfg = setup(arguments(*options(folder, tmp_path), "SOLVER.AMP.ENABLED", "True"))
+    trainer = ClassificationTrainer(cfg)
+    assert type(trainer._trainer) is CPUAMPTrainer
+    trainer.train()
 
 
 @pytest.mark.parametrize(
