@@ -55,5 +55,5 @@ format: setup  ## rewrites the sources as lint wants them
 	@$(dir $(ENV_PYTHON))clang-format -i $(SOURCES)
 
 clean:  ## removes what was built and cached; .venv and output/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis d2_deform/_C*.so
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis d2_deform/_C*.so d2_deform/_C_build.json
 	find d2_deform tools tests -name __pycache__ -type d -exec rm -rf {} +

@@ -9,12 +9,14 @@ Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, f
 ``MAX_JOBS`` limits the compilers at a time.
 """
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 try:
     import torch
@@ -86,6 +88,36 @@ def libraries() -> list[Extension]:
     return [cpu, cuda]
 
 
+class BuildLibraries(BuildExtension):
+    """Also writes what each library was built with, for ``python -m d2_deform.collect_env``."""
+
+    def run(self):
+        super().run()
+        folder = ROOT if self.inplace else Path(self.build_lib)
+        path = folder / "d2_deform" / "_C_build.json"
+        path.write_text(json.dumps(self.description(), indent=1) + "\n")
+
+    def description(self) -> dict[str, object]:
+        compiler = os.environ.get("CXX", "c++").split()[0]
+        told = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        flags = {library.name: library.extra_compile_args for library in self.extensions}
+        cuda = {"toolkit": cpp_extension.CUDA_HOME, "torch": torch.version.cuda}
+        cuda["architectures"] = os.environ.get("TORCH_CUDA_ARCH_LIST", "those of the GPUs there")
+        return {
+            "torch": torch.__version__,
+            "compiler": told.partition("\n")[0],
+            "flags": flags,
+            "cuda": cuda if len(flags) > 1 else None,
+        }
+
+
+class Wheel(bdist_wheel):
+    """py3-none-<platform>: the libraries hold no Python, so one wheel serves every Python 3."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
 DIGITS = ["scikit-learn>=1.3", "opencv-python-headless>=4.8"]
 TEST = ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.5", "scikit-learn>=1.3"]
 
@@ -101,6 +133,7 @@ setup(
     # d2_deform/configs is a link to configs/: one address in a checkout and in a wheel.
     package_data={
         "d2_deform": ["configs/**/*.yaml", "configs/**/*.py"],
+        "d2_deform.model_zoo": ["weights/**/*.pth"],
         "d2_deform.visualization": ["explorer.html", "explorer.css", "explorer.js"],
     },
     include_package_data=False,
@@ -118,6 +151,5 @@ setup(
         "dev": [*TEST, "ruff", "mypy", "clang-format", "ninja"],
     },
     ext_modules=libraries(),
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )
