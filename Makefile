@@ -18,7 +18,7 @@ endif
 
 SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup quickstart test benchmark cuda lint format clean
+.PHONY: help setup quickstart test benchmark cuda docs lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,15 @@ benchmark: setup  ## operators and networks beside torchvision, ONNX Runtime and
 
 cuda: setup  ## on a GPU machine: builds, tests, sanitizes and benchmarks the CUDA operators; JSON in output/cuda
 	@$(ENV_PYTHON) tools/check_cuda.py $(CUDA_ARGS)
+
+docs: .venv-docs/ready  ## the documentation as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "docs: open $(CURDIR)/build/site/index.html"
+
+.venv-docs/ready: docs/requirements.txt
+	@echo "docs: making .venv-docs with MkDocs"
+	@$(PYTHON) -m venv .venv-docs && .venv-docs/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
 
 lint: setup  ## formatting, ruff, mypy, clang-format: reports, changes nothing
 	@python=$(ENV_PYTHON); failed=; \

@@ -61,8 +61,9 @@ class DeformConv2d(nn.Conv2d):
     ) -> None:
         """
         Args:
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device,
-                dtype: as ``nn.Conv2d`` takes them; int or (y, x). ``padding`` is a number.
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as
+                ``nn.Conv2d`` takes them; int or (y, x). ``padding`` is a number.
+            device, dtype: as ``nn.Conv2d`` takes them.
             deform_groups: G, groups of consecutive input channels, each with its own offsets.
             offset_branch: own the branch that predicts the offsets. Without it the caller passes
                 them to ``forward``.

@@ -83,8 +83,9 @@ class DeformBottleneckBlock(BottleneckBlock):
     ) -> None:
         """
         Args:
-            in_channels, out_channels, bottleneck_channels, stride, num_groups, norm, stride_in_1x1,
-                dilation: as :class:`~detectron2.modeling.backbone.resnet.BottleneckBlock` has them.
+            in_channels, out_channels, bottleneck_channels, stride, num_groups, norm: as
+                :class:`~detectron2.modeling.backbone.resnet.BottleneckBlock` has them.
+            stride_in_1x1, dilation: likewise.
             deform_modulated: every tap also has a learnt factor (DCNv2).
             deform_num_groups: groups of channels with offsets of their own.
             offset_dilation: of ``conv2_offset``; 0: ``dilation``.
