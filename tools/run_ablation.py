@@ -19,7 +19,8 @@ from typing import Any
 from d2_deform.analysis.ablation import DATA, METHODS, TABLES, Row, Study, find_study
 from d2_deform.engine import ConfigError
 from d2_deform.engine.ablation import AblationRunner
-from d2_deform.engine.command_line import check_gpus, not_negative, positive
+from d2_deform.engine.command_line import not_negative, positive
+from d2_deform.engine.processes import check_gpus
 
 TRAIN_TOOL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "train_net.py")
 

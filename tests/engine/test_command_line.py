@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from d2_deform.data.classification_mapper import ClassificationMapper
-from d2_deform.engine import ConfigError, command_line, run_tool
-from d2_deform.engine.command_line import check_gpus
+from d2_deform.engine import ConfigError, processes, run_tool
+from d2_deform.engine.processes import check_gpus
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from d2_deform.engine.command_line import check_gpus
 )
 def test_several_gpus(found, built, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
-    monkeypatch.setattr(command_line, "built_devices", lambda: frozenset(built))
+    monkeypatch.setattr(processes, "built_devices", lambda: frozenset(built))
     check_gpus(1)
     if message is None:
         check_gpus(2)
@@ -32,7 +32,7 @@ def test_several_gpus(found, built, message, monkeypatch):
 
 def test_several_gpus_without_our_operators(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(command_line, "built_devices", lambda: frozenset({"cpu"}))
+    monkeypatch.setattr(processes, "built_devices", lambda: frozenset({"cpu"}))
     check_gpus(2, needs_operators=False)
     with pytest.raises(SystemExit, match="this machine has 2;"):
         check_gpus(3, needs_operators=False)
