@@ -1,11 +1,12 @@
 """The file that a detector's backbone starts from."""
 
 import logging
-import os
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from d2_deform.engine.whole_file import open_whole
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,7 @@ def write_backbone(model: nn.Module, path: str) -> None:
 
     Args:
         model: has a child ``backbone``; may be wrapped in ``DistributedDataParallel``.
-        path: the file. An older one is replaced once the new one is complete; until then the new
-            one is ``path`` + ".tmp".
+        path: the file. An older one is replaced once the new one is complete.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -31,9 +31,6 @@ def write_backbone(model: nn.Module, path: str) -> None:
         for name, value in model.get_submodule("backbone").state_dict().items()
         if not name.endswith("num_batches_tracked")  # frozen batch norms have none
     }
-    unfinished = path + ".tmp"
-    torch.save(
-        {"model": weights, "__author__": "d2_deform", "matching_heuristics": True}, unfinished
-    )
-    os.replace(unfinished, path)
+    with open_whole(path) as file:
+        torch.save({"model": weights, "__author__": "d2_deform", "matching_heuristics": True}, file)
     logger.info("The backbone is in %s; name it as a detector's MODEL.WEIGHTS", path)

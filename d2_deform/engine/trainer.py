@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import (
@@ -20,6 +19,7 @@ from detectron2.engine import (
     TrainerBase,
     create_ddp_model,
 )
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
@@ -35,10 +35,16 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from d2_deform.data.random_state import ORDER, seed_generators
+from d2_deform.data.repeatable_loader import make_repeatable
+from d2_deform.engine.checkpointer import WholeCheckpointer
 from d2_deform.engine.defaults import ConfigError
 from d2_deform.engine.hooks import OffsetMonitor
+from d2_deform.engine.loss_guard import LossGuard
 from d2_deform.engine.mixed_precision import CPUAMPTrainer
+from d2_deform.engine.repeatable import RecentScalars, SeedEachStep
 from d2_deform.engine.scaling import scale_to_world_size
+from d2_deform.engine.stopping import StopAtSignal
 from d2_deform.evaluation import ClassificationEvaluator, ProposalEvaluator, VOCFolderEvaluator
 from d2_deform.modeling.test_time_augmentation import build_tta_model
 from d2_deform.solver import build_optimizer
@@ -55,7 +61,11 @@ class DeformTrainer(DefaultTrainer):
 
     What it adds: the optimizer of :mod:`d2_deform.solver`, a schedule scaled to the number of
     processes by :func:`~d2_deform.engine.scaling.scale_to_world_size`, an evaluator by the data
-    set's type, and :class:`~d2_deform.engine.hooks.OffsetMonitor`.
+    set's type, :class:`~d2_deform.engine.hooks.OffsetMonitor`, checkpoints that are whole or not
+    there, an orderly end at SIGTERM, and the names of the pictures whose loss is no number.
+
+    Where SEED is set, a resumed run is that without the break: batches and the random choices of an
+    iteration depend on the seed, the iteration and the number of processes alone.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -72,6 +82,8 @@ class DeformTrainer(DefaultTrainer):
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        if cfg.SEED >= 0:  # samplers draw their own seed, which must be the same after a break
+            seed_generators(cfg.SEED, ORDER)
         data_loader = self.build_train_loader(cfg)
 
         on_cuda = cfg.MODEL.DEVICE.startswith("cuda")
@@ -83,9 +95,8 @@ class DeformTrainer(DefaultTrainer):
         self._trainer = trainer_class(model, data_loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.loss_guard = LossGuard(model)
+        self.checkpointer = WholeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -123,10 +134,34 @@ class DeformTrainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     def build_hooks(self) -> list[HookBase | None]:
+        """``DefaultTrainer``'s, with ours where they belong among them."""
         hooks = super().build_hooks()
         # Before any hook that runs the model itself (evaluation) or writes the storage.
-        hooks.insert(1, OffsetMonitor())
+        hooks[1:1] = [OffsetMonitor(), RecentScalars()]
+        if self.cfg.SEED >= 0:
+            hooks.insert(0, SeedEachStep(self.cfg.SEED))
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(evaluation, StopAtSignal(self.checkpointer))
         return hooks
+
+    def train(self) -> Any:
+        """Trains from ``start_iter`` on.
+
+        Raises:
+            NonFiniteLoss: a loss became infinite or NaN.
+            SystemExit: at SIGTERM, once the iteration's checkpoint is written.
+        """
+        if self.cfg.SEED >= 0:
+            loader = make_repeatable(self._trainer.data_loader, self.cfg.SEED, self.start_iter)
+            self._trainer.data_loader = loader
+        return super().train()
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            raise self.loss_guard.error(self.iter) from error
+        self.loss_guard.check(self.iter)  # Detectron2 looks in the first process alone
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
