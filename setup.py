@@ -119,7 +119,7 @@ class Wheel(bdist_wheel):
 
 
 DIGITS = ["scikit-learn>=1.3", "opencv-python-headless>=4.8"]
-TEST = ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.5", "scikit-learn>=1.3"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.5", "scikit-learn>=1.3", "timm>=1.0"]
 
 setup(
     name="d2_deform",

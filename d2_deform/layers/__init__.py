@@ -1,5 +1,6 @@
 """Deformable layers: modules that own their weights and learn their offsets (torch only)."""
 
+from .conversion import convert_to_deformable
 from .deform_conv import DeformConv2d, ModulatedDeformConv2d
 from .deform_ps_roi_pool import DeformPSRoIPool
 from .deform_roi_pool import DeformRoIPool
@@ -11,4 +12,5 @@ __all__ = [
     "DeformRoIPool",
     "ModulatedDeformConv2d",
     "OffsetConv2d",
+    "convert_to_deformable",
 ]
