@@ -6,7 +6,8 @@ serves every Python and every torch from 2.10 on. ``torch.ops.load_library`` loa
 
 Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for
 ``TORCH_CUDA_ARCH_LIST``; ``CUDA_HOME`` names the toolkit, by default that of the nvcc on the PATH;
-``MAX_JOBS`` limits the compilers at a time.
+``MAX_JOBS`` limits the compilers at a time; ``D2_DEFORM_SANITIZE=address,undefined`` (or ``thread``)
+compiles GCC's or clang's sanitizers of these names into the CPU library (tools/sanitize.py).
 """
 
 import json
@@ -36,6 +37,7 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # as of torch 2.10
 # parameters are in torch's headers.
 CXX_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+SANITIZERS = os.environ.get("D2_DEFORM_SANITIZE", "")
 
 
 def sources(pattern: str) -> list[str]:
@@ -53,12 +55,24 @@ def find_toolkit() -> str | None:
     return os.path.realpath(tops[0]) if tops else cpp_extension.CUDA_HOME
 
 
+def sanitizer_flags() -> list[str]:
+    """For the compiler: what the sanitizers need to tell, with its line, and to stop at it."""
+    if not SANITIZERS:
+        return []
+    # Not among those of "undefined": a float that is too large for a whole number.
+    names = SANITIZERS + (",float-cast-overflow" if "undefined" in SANITIZERS else "")
+    flags = [f"-fsanitize={names}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1"]
+    # Python asks for -fwrapv, with which an overflow is none.
+    return [*flags, "-O1", "-fno-wrapv", "-D_GLIBCXX_ASSERTIONS", "-DD2_DEFORM_SANITIZE"]
+
+
 def libraries() -> list[Extension]:
     cpu = CppExtension(
         "d2_deform._C",
         sources("csrc/*.cpp") + sources("csrc/cpu/*.cpp"),
         depends=sources("csrc/**/*.h"),
-        extra_compile_args=[*CXX_FLAGS, *WARNINGS, STABLE_ABI],
+        extra_compile_args=[*CXX_FLAGS, *WARNINGS, STABLE_ABI, *sanitizer_flags()],
+        extra_link_args=[f"-fsanitize={SANITIZERS}"] if SANITIZERS else [],
         py_limited_api=True,
     )
     kernels = sources("csrc/cuda/*.cu")
