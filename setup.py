@@ -6,8 +6,8 @@ serves every Python and every torch from 2.10 on. ``torch.ops.load_library`` loa
 
 Environment variables: ``FORCE_CUDA=1`` builds the CUDA library without a GPU, for
 ``TORCH_CUDA_ARCH_LIST``; ``CUDA_HOME`` names the toolkit, by default that of the nvcc on the PATH;
-``MAX_JOBS`` limits the compilers at a time; ``D2_DEFORM_SANITIZE=address,undefined`` (or ``thread``)
-compiles GCC's or clang's sanitizers of these names into the CPU library (tools/sanitize.py).
+``MAX_JOBS`` limits the compilers at a time; ``D2_DEFORM_SANITIZE=address,undefined`` compiles the
+compiler's sanitizers of these names into the CPU library (tools/sanitize.py).
 """
 
 import json

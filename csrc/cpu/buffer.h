@@ -57,7 +57,7 @@ class BlockCache {
 
  private:
 #if defined(D2_DEFORM_SANITIZE)
-  static constexpr int64_t kMostKept = 0;  // a sanitizer sees neither where a kept block's use ends nor its next use
+  static constexpr int64_t kMostKept = 0;  // a sanitizer cannot see where a kept block's use ends
 #else
   static constexpr int64_t kMostKept = int64_t(32) << 20;  // bytes of one thread
 #endif
