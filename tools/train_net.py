@@ -11,12 +11,12 @@
 import argparse
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from d2_deform.engine import ConfigError, DeformTrainer, run_tool, setup
+from d2_deform.engine.checkpointer import WholeCheckpointer
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         )
     if args.eval_only:
         model = DeformTrainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+        WholeCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = DeformTrainer.test(cfg, model)

@@ -8,11 +8,9 @@ from detectron2.data.detection_utils import read_image
 from torch import Tensor
 from torchvision.transforms import v2 as T
 
-__all__ = ["ClassificationMapper", "UnreadablePicture"]
+from d2_deform.data.checked_mapper import UnreadablePicture
 
-
-class UnreadablePicture(ValueError):
-    """A file that is no picture, or a damaged one."""
+__all__ = ["ClassificationMapper"]
 
 
 class ClassificationMapper:

@@ -8,8 +8,9 @@ from typing import Any
 
 from detectron2.engine import default_argument_parser
 
-from d2_deform.data.classification_mapper import UnreadablePicture
+from d2_deform.data.checked_mapper import UnreadablePicture
 from d2_deform.engine.defaults import ConfigError
+from d2_deform.engine.loss_guard import NonFiniteLoss
 from d2_deform.engine.processes import run_in_processes
 
 __all__ = ["not_negative", "positive", "run_tool"]
@@ -35,7 +36,7 @@ def _tell_mistakes(main: Callable[[argparse.Namespace], Any], args: argparse.Nam
     """Runs ``main(args)`` in one process."""
     try:
         main(args)
-    except ConfigError as error:
+    except (ConfigError, NonFiniteLoss, OSError) as error:
         sys.exit(f"error: {error}")
     except UnreadablePicture as error:
         # A data loader's process hands over its traceback, which ends with the line itself.

@@ -1,9 +1,12 @@
 """From one command line to the processes of a training: Detectron2's launch, or torchrun."""
 
 import argparse
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,14 +55,16 @@ def run_in_processes(
             "knows GPUs alone; hide them by the environment variable CUDA_VISIBLE_DEVICES= (empty)."
         )
     try:
-        launch(
-            main,
-            max(args.num_gpus, 1),
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        # One process alone is this one.
+        with _sigterm_passed_on() if args.num_gpus > 1 else nullcontext():
+            launch(
+                main,
+                max(args.num_gpus, 1),
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except ProcessExitedException as error:
         if error.signal_name is None:  # it has said why
             sys.exit(error.exit_code)
@@ -67,6 +72,24 @@ def run_in_processes(
             f"error: process {error.error_index} of this machine was ended by {error.signal_name}, "
             "so the others were, too; --resume goes on from the last checkpoint."
         )
+
+
+@contextmanager
+def _sigterm_passed_on() -> Iterator[None]:
+    """Has the processes that were started stop in order at SIGTERM, while this one waits."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        children = multiprocessing.active_children()
+        for process in children:
+            process.terminate()
+        if not children:
+            sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join_torchrun(args: argparse.Namespace, needs_operators: bool) -> None:

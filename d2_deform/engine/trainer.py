@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -34,7 +39,9 @@ from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.utils.data import DataLoader
 
+from d2_deform.data.checked_mapper import CheckedMapper
 from d2_deform.data.random_state import ORDER, seed_generators
 from d2_deform.data.repeatable_loader import make_repeatable
 from d2_deform.engine.checkpointer import WholeCheckpointer
@@ -126,6 +133,18 @@ class DeformTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Detectron2's, which names a picture that it cannot read."""
+        mapper = CheckedMapper(DatasetMapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """Detectron2's, which names a picture that it cannot read."""
+        mapper = CheckedMapper(DatasetMapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

@@ -7,7 +7,8 @@ from detectron2.config import get_cfg
 from PIL import Image
 
 from d2_deform.config import add_deform_config
-from d2_deform.data.classification_mapper import ClassificationMapper, UnreadablePicture
+from d2_deform.data.checked_mapper import UnreadablePicture
+from d2_deform.data.classification_mapper import ClassificationMapper
 
 
 @pytest.fixture
