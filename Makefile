@@ -18,10 +18,10 @@ endif
 
 SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup quickstart test benchmark cuda docs lint format clean
+.PHONY: help setup quickstart test benchmark cuda docs wheel compat lock lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Options: PYTHON=python3.12  JOBS=4  PYTEST_ARGS='-k roi_pool'  BENCHMARK_ARGS=--quick  V=1 (let pip speak)"
 
@@ -45,10 +45,23 @@ docs: .venv-docs/ready  ## the documentation as a site, in build/site
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "docs: open $(CURDIR)/build/site/index.html"
 
+docs-check: setup  ## runs every command and Python example of the documentation (20 minutes)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -W ignore tools/check_docs.py
+
 .venv-docs/ready: docs/requirements.txt
 	@echo "docs: making .venv-docs with MkDocs"
 	@$(PYTHON) -m venv .venv-docs && .venv-docs/bin/pip install -q --disable-pip-version-check -r $<
 	@touch $@
+
+wheel: setup  ## one wheel for every Python and every torch from 2.10 on, in dist/, tried in two clean environments
+	@$(ENV_PYTHON) tools/build_wheel.py
+	@$(ENV_PYTHON) tools/compat.py pinned oldest --wheel dist -- tests/ops tests/layers tests/test_import.py
+
+compat: setup  ## all tests in other stacks: newest and oldest torch, Python 3.10 to 3.13 (hours; COMPAT_ARGS=oldest)
+	@$(ENV_PYTHON) tools/compat.py $(COMPAT_ARGS)
+
+lock: setup  ## requirements.lock anew, after a change of constraints.txt or setup.py
+	@$(ENV_PYTHON) tools/lock_requirements.py
 
 lint: setup  ## formatting, ruff, mypy, clang-format: reports, changes nothing
 	@python=$(ENV_PYTHON); failed=; \
