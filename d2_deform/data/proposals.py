@@ -17,6 +17,14 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 
 _KEYS_OF_DETECTRON1 = {"indexes": "ids", "scores": "objectness_logits"}  # Detectron2 takes both
+# All that a pickle of numpy arrays calls, in numpy 1 and 2 and in Python 2.
+_CALLED_BY_ARRAYS = {
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *(("numpy", name) for name in ("dtype", "ndarray")),
+    ("_codecs", "encode"),
+}
 _HOW_TO_MAKE_IT = "tools/dump_proposals.py makes it"
 
 __all__ = ["check_proposal_files", "read_settings", "write_proposals"]
@@ -117,12 +125,21 @@ def _check_covers(dataset_name: str, path: str) -> None:
         )
 
 
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuses what could run code: a file of proposals may come from anywhere."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _CALLED_BY_ARRAYS:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}, which no array needs")
+        return super().find_class(module, name)
+
+
 def _read(path: str) -> dict[str, Any]:
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"there is no file {path} ({_HOW_TO_MAKE_IT}).")
     try:
         with PathManager.open(path, "rb") as file:
-            content = pickle.load(file, encoding="latin1")
+            content = _ArrayUnpickler(file, encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError) as error:
         raise ValueError(f"{path} is no pickle, or a damaged one ({error}).") from error
     if isinstance(content, dict):

@@ -130,6 +130,7 @@ def test_an_image_without_proposals(dataset, path):
         (None, r"there is no file .*dump_proposals\.py makes it"),
         (b"", "no pickle, or a damaged one"),
         (b"boxes", "no pickle, or a damaged one"),
+        (b"cposix\nsystem\n(S'true'\ntR.", r"it calls posix\.system, which no array needs"),
         (pickle.dumps([1]), "no file of proposals; it lacks one of ids, boxes, objectness_logits"),
         (pickle.dumps({"ids": [1]}), "it lacks one of"),
         (pickle.dumps({"ids": [1], "boxes": [], "objectness_logits": []}), "different lengths"),
