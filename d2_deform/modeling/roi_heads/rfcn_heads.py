@@ -199,8 +199,16 @@ class RFCNROIHeads(BoxBranch):
         return [self.cls_score(feature), self.bbox_pred(feature), feature]
 
     def predict_on_maps(self, maps: list[Tensor], boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
+        return self.predict_on_rois(maps, convert_boxes_to_pooler_format(boxes))
+
+    def predict_on_rois(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`predict_on_maps` with the boxes as the pooling takes them.
+
+        Args:
+            maps: what :meth:`compute_maps` returned.
+            rois: Tensor[R, 5], image index, x1, y1, x2, y2.
+        """
         cls_score, bbox_pred, feature = maps
-        rois = convert_boxes_to_pooler_format(boxes)
         scores = self.cls_pool(cls_score, rois, feature)
         deltas = self.bbox_pool(bbox_pred, rois, feature)
         return self.box_predictor((scores, deltas))
