@@ -87,11 +87,16 @@ def load_coco_sem_seg(
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: it has no categories, or 255 classes or more.
+        ValueError: it is no JSON in COCO's format, has no categories, or 255 classes or more.
     """
     if not os.path.isfile(json_file):
         raise FileNotFoundError(f"{json_file} is missing; it holds the masks.")
-    coco = COCO(json_file)
+    try:
+        coco = COCO(json_file)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{json_file} is no JSON in COCO's format ({type(error).__name__}: {error})."
+        ) from error
     categories = sorted(coco.loadCats(coco.getCatIds()), key=lambda category: category["id"])
     names = list(dict.fromkeys(category[by] for category in categories))
     if not 0 < len(names) < IGNORE_LABEL:

@@ -25,7 +25,12 @@ def register_pascal_voc_no_difficult(name: str, dirname: str, split: str, year: 
             set is.
         split: "train", "val", "trainval" or "test".
         year: 2007 or 2012, which chooses the metric.
+
+    Raises:
+        ValueError: the year is neither.
     """
+    if year not in (2007, 2012):
+        raise ValueError(f"year is {year}; expected 2007 or 2012.")
     DatasetCatalog.register(
         name, lambda: load_voc_folder(dirname, split, CLASS_NAMES, skip_difficult=True)
     )

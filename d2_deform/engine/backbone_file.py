@@ -23,9 +23,17 @@ def write_backbone(model: nn.Module, path: str) -> None:
     Args:
         model: has a child ``backbone``; may be wrapped in ``DistributedDataParallel``.
         path: the file. An older one is replaced once the new one is complete.
+
+    Raises:
+        ValueError: the network has no child of that name.
+        OSError: the file cannot be written.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        raise ValueError(
+            f"model: {type(model).__name__} given, accepted: a network with a child 'backbone'"
+        )
     weights = {
         name: value.cpu()
         for name, value in model.get_submodule("backbone").state_dict().items()

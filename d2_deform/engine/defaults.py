@@ -1,7 +1,6 @@
 """From a command line to a config that is ready to train with."""
 
 import argparse
-import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from d2_deform.data.image_folder import CONFIG_PREFIX as IMAGE_FOLDER_PREFIX
 from d2_deform.data.image_folder import register_image_folder_from_config
 from d2_deform.data.proposals import check_proposal_files
 from d2_deform.data.voc_folder import CONFIG_PREFIX, register_voc_folder_from_config
+from d2_deform.engine.config_values import check_values, suggest
 from d2_deform.modeling import backbone
 from d2_deform.modeling.box_selector import BoxSelector
 from d2_deform.modeling.test_time_augmentation import build_tta_model
@@ -66,7 +66,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ConfigError: see :func:`load_config`.
     """
     cfg = _read(args.config_file, args.opts or ())
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_deform")
+    try:
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_deform")
+    except OSError as error:
+        raise _unwritable(cfg, error) from error
     _choose_device(cfg, use_gpu=args.num_gpus > 0)
     _prepare_data(cfg)
     _check_proposal_files(cfg, train=not args.eval_only)
@@ -78,7 +81,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if not args.eval_only:
             _warn_of_random_frozen_layers(cfg)
     cfg.freeze()
-    default_setup(cfg, args)
+    try:
+        default_setup(cfg, args)
+    except OSError as error:
+        raise _unwritable(cfg, error) from error
     return cfg
 
 
@@ -134,14 +140,14 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
     known = list(flatten(cfg))
     for key in opts[::2]:
         if key not in known:
-            raise ConfigError(f"options: there is no config key {key}.{_suggest(key, known)}")
+            raise ConfigError(f"options: there is no config key {key}.{suggest(key, known)}")
     try:
         if config_file:
             cfg.merge_from_file(config_file)
     except KeyError as error:
         key = str(error.args[0]).rpartition(": ")[2]
         raise ConfigError(
-            f"{config_file}: there is no config key {key}.{_suggest(key, known)}"
+            f"{config_file}: there is no config key {key}.{suggest(key, known)}"
         ) from error
     except (AssertionError, OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{config_file}: {error}") from error
@@ -155,7 +161,15 @@ def _read(config_file: str, opts: Sequence[str]) -> CfgNode:
             cfg.merge_from_list([key, value])
         except (AssertionError, KeyError, ValueError) as error:
             raise ConfigError(f"options: {key} {value}: {error}") from error
+    try:
+        check_values(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return cfg
+
+
+def _unwritable(cfg: CfgNode, error: OSError) -> ConfigError:
+    return ConfigError(f"OUTPUT_DIR: {cfg.OUTPUT_DIR} cannot be written to ({error}).")
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
@@ -167,11 +181,6 @@ def flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _choose_device(cfg: CfgNode, use_gpu: bool) -> None:
@@ -282,7 +291,7 @@ def _check_is_registered(cfg: CfgNode, name: str) -> None:
     elif name.startswith(IMAGE_FOLDER_PREFIX):
         hint = " Set DATASETS.IMAGE_FOLDER.ROOT to your folder."
     else:
-        hint = _suggest(name, known)
+        hint = suggest(name, known)
     raise ConfigError(f"DATASETS: no data set named {name} is registered.{hint}")
 
 

@@ -46,7 +46,14 @@ def load_weights(model: nn.Module, path: str, part: str = "") -> None:
     checkpointer = _Checkpointer(model)
     try:
         checkpointer.load(path)
-    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (
+        AssertionError,
+        EOFError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
         line = str(error).partition(". ")[0].splitlines()[:1]
         reason = line[0] if line else type(error).__name__
         raise ConfigError(f"MODEL.WEIGHTS: {path} cannot be read as weights ({reason}).") from error

@@ -1,6 +1,7 @@
 """SGD or AdamW, with learning-rate factors for offset layers and R-FCN's new convolution."""
 
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -30,11 +31,19 @@ class LearningRateFactors:
         offset: offset layers of convolutions.
         roi_offset: offset layers of RoI pooling.
         new_conv: R-FCN's 1x1 convolution after the backbone.
+
+    Raises:
+        ValueError: a factor is negative, infinite or NaN.
     """
 
     offset: float = 1.0
     roi_offset: float = 1.0
     new_conv: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, factor in vars(self).items():
+            if not (math.isfinite(factor) and factor >= 0):
+                raise ValueError(f"{name}: {factor} given, accepted: 0 or more")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "LearningRateFactors":

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-__all__ = ["draw_part_bins", "draw_sampling_points"]
+__all__ = ["check_picture", "draw_part_bins", "draw_sampling_points"]
 
 Colour = tuple[int, int, int]
 SAMPLE_COLOUR: Colour = (235, 30, 40)
@@ -32,7 +32,12 @@ def draw_sampling_points(
 
     Returns:
         A new uint8 picture, RGB.
+
+    Raises:
+        ValueError: an argument has another shape or type.
     """
+    check_picture(image)
+    _check_shape("points", np.asarray(points), ("n", 2))
     canvas = _enlarge(image, scale)
     radius = 0.006 * min(canvas.shape[:2])
     if outline:
@@ -68,7 +73,13 @@ def draw_part_bins(
 
     Returns:
         A new uint8 picture, RGB.
+
+    Raises:
+        ValueError: an argument has another shape or type.
     """
+    check_picture(image)
+    _check_shape("boxes", np.asarray(boxes), ("R", 4))
+    _check_shape("bins", np.asarray(bins), ("R", "Ph", "Pw", 4))
     canvas = _enlarge(image, scale)
     thickness = max(round(0.004 * min(canvas.shape[:2])), 1)
     fill = canvas.copy()
@@ -81,6 +92,23 @@ def draw_part_bins(
     for corners in flat_bins:
         _draw_box(canvas, corners, SAMPLE_COLOUR, thickness)
     return canvas
+
+
+def check_picture(image: np.ndarray) -> None:
+    """Raises a ValueError unless it is uint8 (H, W, 3) and not empty."""
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image: {type(image).__name__} given, accepted: numpy uint8 (H, W, 3)")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"image: {image.dtype} {image.shape} given, accepted: uint8 (H, W, 3), not empty"
+        )
+
+
+def _check_shape(name: str, array: np.ndarray, accepted: tuple[str | int, ...]) -> None:
+    if array.ndim != len(accepted) or array.shape[-1] != accepted[-1]:
+        raise ValueError(
+            f"{name}: shape {array.shape} given, accepted: ({', '.join(map(str, accepted))})"
+        )
 
 
 def _enlarge(image: np.ndarray, scale: float) -> np.ndarray:

@@ -44,8 +44,13 @@ def build_explorer_page(
         most their largest one / 65,534, or / 254.
 
     Raises:
-        ValueError: offsets are not finite.
+        ValueError: there is no prediction or no layer; offsets are not finite.
     """
+    if not predictions or layers < 1:
+        raise ValueError(
+            f"predictions: {len(predictions)} given, layers: {layers} given, accepted: 1 or more "
+            "of each"
+        )
     data = {
         "title": title,
         "pictures": [

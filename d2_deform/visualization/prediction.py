@@ -9,6 +9,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from d2_deform.visualization.drawing import check_picture
 from d2_deform.visualization.sampling import OffsetField, SamplingRecord, record_sampling
 
 __all__ = ["SampledPrediction", "predict_with_sampling"]
@@ -95,7 +96,11 @@ def predict_with_sampling(predictor: DefaultPredictor, image: np.ndarray) -> Sam
     Args:
         predictor: Detectron2's, with the model.
         image: uint8 (H, W, 3), BGR, as ``cv2.imread`` gives it.
+
+    Raises:
+        ValueError: the picture has another shape or type.
     """
+    check_picture(image)
     model = predictor.model
     with record_sampling(model) as record:
         if getattr(model, "proposal_generator", model) is None:

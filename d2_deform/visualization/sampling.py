@@ -127,6 +127,8 @@ class SamplingRecord:
             raise ValueError(
                 "The model has no deformable convolution to trace; is MODEL.DEFORM.NUM_LAYERS 0?"
             )
+        if layers < 1:
+            raise ValueError(f"layers: {layers} given, accepted is 1 or more")
         fields = self.fields[-layers:]
         for one in fields:
             _check(one, group)
