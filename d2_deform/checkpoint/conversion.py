@@ -93,6 +93,8 @@ def adapt_first_layer(weight: Tensor, cfg: CfgNode, std: Sequence[float]) -> Ten
         cfg: INPUT.FORMAT and MODEL.PIXEL_STD are read.
         std: what the source divides red, green and blue by, on pixels from 0 to 255.
     """
+    if weight.dim() != 4 or weight.shape[1] != 3:
+        return weight  # no such layer: its shape will be found wrong
     if cfg.INPUT.FORMAT != "RGB":
         weight = weight.flip(1)
     ratio = torch.tensor(cfg.MODEL.PIXEL_STD) / torch.tensor(in_input_order(cfg, std))

@@ -1,6 +1,7 @@
 """ImageNet classifiers of torchvision and timm, for the backbone."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -32,7 +33,7 @@ def convert_classifier(source: Mapping[str, Tensor], cfg: CfgNode) -> Conversion
     Raises:
         ConfigError: the config's network would compute something else with these weights.
     """
-    wanted = {"MODEL.PIXEL_MEAN": in_input_order(cfg, IMAGENET_MEAN)}
+    wanted: dict[str, Any] = {"MODEL.PIXEL_MEAN": in_input_order(cfg, IMAGENET_MEAN)}
     if cfg.MODEL.RESNETS.DEPTH >= 50:
         wanted["MODEL.RESNETS.STRIDE_IN_1X1"] = False
     wanted["MODEL.DEFORM.STEM_POOL_AT_CORNER"] = False

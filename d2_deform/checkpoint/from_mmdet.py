@@ -93,7 +93,7 @@ def convert_mmdet(source: Mapping[str, Tensor], cfg: CfgNode) -> Conversion:
             continue
         if renamed.endswith("stem.conv1.weight"):
             value = adapt_first_layer(value, cfg, IMAGENET_STD)
-        elif ".bbox_pred." in renamed:
+        elif ".bbox_pred." in renamed and len(value) % 4 == 0:
             shape = value.shape
             value = adapt_box_layer(value.reshape(-1, 4, *shape[1:]), cfg, _BOX_STD).reshape(shape)
         done.weights[renamed] = value

@@ -171,15 +171,12 @@ def _move(rest: dict[str, Tensor], done: Conversion, name: str, target: str) -> 
 def _convert_rpn(rest: dict[str, Tensor], cfg: CfgNode, done: Conversion) -> None:
     head = "proposal_generator.rpn_head"
     _move(rest, done, "rpn_conv_3x3", f"{head}.conv")
-    names = [f"rpn_{layer}_{p}" for layer in ("cls_score", "bbox_pred") for p in ("weight", "bias")]
-    if all(name in rest for name in names):
-        adapted = adapt_anchor_layers(*(rest.pop(name) for name in names), cfg)
-        targets = [
-            f"{head}.{n}.{p}"
-            for n in ("objectness_logits", "anchor_deltas")
-            for p in ("weight", "bias")
-        ]
-        done.weights.update(zip(targets, adapted, strict=True))
+    theirs = ("rpn_cls_score", "rpn_bbox_pred")
+    if all(f"{name}_{part}" in rest for name in theirs for part in ("weight", "bias")):
+        scores, deltas = ((rest.pop(f"{name}_weight"), rest.pop(f"{name}_bias")) for name in theirs)
+        ours = ("objectness_logits", "anchor_deltas")
+        for name, layer in zip(ours, adapt_anchor_layers(scores, deltas, cfg), strict=True):
+            done.weights[f"{head}.{name}.weight"], done.weights[f"{head}.{name}.bias"] = layer
 
 
 def _convert_boxes(
@@ -205,6 +202,11 @@ def _convert_boxes(
         if value is None:
             continue
         bins = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2 if layer == "rfcn_bbox" else 1
+        if len(value) % (4 * bins):
+            raise ConfigError(
+                f"{layer}_{parameter} has {len(value)} channels, expected 4 for each of "
+                f"{bins} bins and each box; set MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION."
+            )
         boxes = value.reshape(-1, 4, bins, *value.shape[1:])[1:]  # the first is the background's
         boxes = adapt_box_layer(boxes, cfg, std)
         done.weights[f"{target}.{parameter}"] = boxes.reshape(-1, *value.shape[1:])

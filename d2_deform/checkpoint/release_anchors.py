@@ -32,8 +32,8 @@ def release_anchor_sizes(ratios: Sequence[float], scales: Sequence[float]) -> Te
 
 
 def adapt_anchor_layers(
-    score_weight: Tensor, score_bias: Tensor, delta_weight: Tensor, delta_bias: Tensor, cfg: CfgNode
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scores: tuple[Tensor, Tensor], deltas: tuple[Tensor, Tensor], cfg: CfgNode
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The RPN's last two layers for Detectron2's anchors.
 
     The release scores background (first half of the channels) and object (second half) by softmax;
@@ -41,8 +41,8 @@ def adapt_anchor_layers(
     are 181 x 90.5; the deltas are stretched by that, so the boxes are the same.
 
     Args:
-        score_weight, score_bias: Tensor[2 * A, ...].
-        delta_weight, delta_bias: Tensor[4 * A, ...]: x, y, width, height of every anchor.
+        scores: weight and bias, Tensor[2 * A, ...].
+        deltas: weight and bias, Tensor[4 * A, ...]: x, y, width, height of every anchor.
         cfg: MODEL.ANCHOR_GENERATOR is read.
 
     Returns:
@@ -54,9 +54,10 @@ def adapt_anchor_layers(
     generator = cfg.MODEL.ANCHOR_GENERATOR
     sizes, ratios = list(generator.SIZES[0]), list(generator.ASPECT_RATIOS[0])
     count = len(sizes) * len(ratios)
-    if len(score_bias) != 2 * count:
+    given = {len(part) / 2 for part in scores} | {len(part) / 4 for part in deltas}
+    if given != {count}:
         raise ConfigError(
-            f"the weights are for {len(score_bias) // 2} anchors a cell, "
+            f"the weights are for {' or '.join(f'{n:g}' for n in sorted(given))} anchors a cell, "
             f"MODEL.ANCHOR_GENERATOR.SIZES {sizes} and ASPECT_RATIOS {ratios} make {count}; "
             "take the config of the same data set (COCO: sizes 64 to 512, VOC: 128 to 512)."
         )
@@ -66,16 +67,11 @@ def adapt_anchor_layers(
     ours = torch.tensor(
         [(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios]
     )
-    stretch = (theirs / ours).to(delta_weight.dtype)
+    stretch = theirs / ours
 
-    background, foreground = score_weight.chunk(2)
-    logit_weight = (foreground - background)[order]
-    background, foreground = score_bias.chunk(2)
-    logit_bias = (foreground - background)[order]
-
-    weight = delta_weight.reshape(count, 4, *delta_weight.shape[1:])[order].clone()
-    bias = delta_bias.reshape(count, 4)[order].clone()
+    logits = [(object_ - background)[order] for background, object_ in (p.chunk(2) for p in scores)]
+    weight, bias = (part.reshape(count, 4, *part.shape[1:])[order].clone() for part in deltas)
     weight[:, :2] *= stretch.reshape(count, 2, *[1] * (weight.dim() - 2))
     bias[:, :2] *= stretch
     bias[:, 2:] += stretch.log()
-    return logit_weight, logit_bias, weight.flatten(0, 1), bias.flatten()
+    return (logits[0], logits[1]), (weight.flatten(0, 1), bias.flatten())
