@@ -3,14 +3,14 @@
 from d2_deform.export.exported_file import Difference, compare_detections, load_exported
 from d2_deform.export.formats import FORMATS, ONNX_OPSET, export_network
 from d2_deform.export.networks import ExportedNetwork, build_exported
-from d2_deform.export.standard_operators import STANDARD_OPERATORS
+from d2_deform.export.standard_operators import StandardOperators
 
 __all__ = [
     "FORMATS",
     "ONNX_OPSET",
-    "STANDARD_OPERATORS",
     "Difference",
     "ExportedNetwork",
+    "StandardOperators",
     "build_exported",
     "compare_detections",
     "export_network",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from d2_deform.export.networks import ExportedNetwork
-from d2_deform.export.standard_operators import STANDARD_OPERATORS
+from d2_deform.export.standard_operators import StandardOperators
 
 __all__ = ["FORMATS", "ONNX_OPSET", "export_network"]
 
@@ -72,8 +72,10 @@ def _to_onnx(network: ExportedNetwork, settings: dict[str, str]) -> bytes:
             f"export to ONNX needs {' and '.join(missing)}: pip install "
             "--no-build-isolation 'd2_deform[onnx]', or pip install onnx onnxscript"
         )
+    with StandardOperators():
+        captured = _capture(network)
     program = torch.onnx.export(
-        _capture(network).run_decompositions(STANDARD_OPERATORS),
+        captured,
         (),
         dynamo=True,
         opset_version=ONNX_OPSET,

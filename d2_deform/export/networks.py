@@ -222,8 +222,8 @@ def build_exported(model: nn.Module, backbone_only: bool = False) -> ExportedNet
 def _check_parts(model: GeneralizedRCNN) -> None:
     if not isinstance(model.proposal_generator, RPN):
         raise ValueError(
-            "MODEL.PROPOSAL_GENERATOR.NAME: a detector is exported with an RPN, not with "
-            f"{type(model.proposal_generator).__name__}"
+            "MODEL.PROPOSAL_GENERATOR.NAME: a detector is exported with its RPN, and this one has "
+            "none"
         )
     heads = model.roi_heads
     if not isinstance(heads, BoxBranch):

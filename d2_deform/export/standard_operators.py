@@ -1,18 +1,20 @@
 """The deformable operators written in operators that ONNX has.
 
 Each function has the arguments of the operator of ``torch.ops.d2_deform`` that it stands for, and
-its values. ``STANDARD_OPERATORS`` is a table for ``ExportedProgram.run_decompositions``.
+its values. :class:`StandardOperators` puts them in its place.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchvision.ops import deform_conv2d as standard_deform_conv2d
 from torchvision.ops import roi_align
 
-__all__ = ["STANDARD_OPERATORS", "deform_conv2d", "deform_ps_roi_pool", "deform_roi_pool"]
+__all__ = ["StandardOperators", "deform_conv2d", "deform_ps_roi_pool", "deform_roi_pool"]
 
 MIN_ROI_SIZE = 0.1  # cells, as the operators have it
 FAR = 1e6  # cells; a bin that lies further away, or nowhere, holds no sample
@@ -137,15 +139,26 @@ def _round_half_away(values: Tensor) -> Tensor:
     return values.sign() * (values.abs() + 0.5).floor()
 
 
-def _meshgrid(tensors: list[Tensor]) -> list[Tensor]:
-    """torch's own replacement of it (2.14) fails, for it asks for ``indexing``."""
-    return torch.ops.aten.meshgrid.indexing(tensors, indexing="ij")
-
-
 _operators = torch.ops.d2_deform
-STANDARD_OPERATORS: dict[Any, Any] = {
-    _operators.deform_conv2d.default: deform_conv2d,
-    _operators.deform_roi_pool.default: deform_roi_pool,
-    _operators.deform_ps_roi_pool.default: deform_ps_roi_pool,
-    torch.ops.aten.meshgrid.default: _meshgrid,  # Detectron2's anchors
+_STANDARD: dict[Any, Callable[..., Tensor]] = {
+    _operators.deform_conv2d: deform_conv2d,
+    _operators.deform_roi_pool: deform_roi_pool,
+    _operators.deform_ps_roi_pool: deform_ps_roi_pool,
 }
+
+
+class StandardOperators(TorchFunctionMode):
+    """While it is on, the deformable operators are made of standard ones.
+
+    >>> with StandardOperators():
+    ...     program = torch.export.export(network, (image,))
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return _STANDARD.get(func, func)(*args, **(kwargs or {}))
