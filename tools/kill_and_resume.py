@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_parser().parse_args(argv)
     shutil.rmtree(args.output, ignore_errors=True)
     data = os.path.join(args.output, "data")
-    os.makedirs(data)
+    os.makedirs(args.output)
     small = DeformedDigitsSettings(image_size=64, min_height=0.3)
     write_deformed_digits(data, "train", 9, settings=small)
     options = tiny_options(data, args.iterations, args.workers)

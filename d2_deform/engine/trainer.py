@@ -175,6 +175,12 @@ class DeformTrainer(DefaultTrainer):
             self._trainer.data_loader = loader
         return super().train()
 
+    def after_train(self) -> None:
+        # Resumed behind its last iteration, Detectron2 counts one more; the evaluation would be
+        # written under another iteration than without the break.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def run_step(self) -> None:
         try:
             super().run_step()

@@ -126,12 +126,18 @@ def test_stops_at_sigterm(build, tmp_path, caplog, monkeypatch):
 
 
 def test_a_checkpoint_of_the_same_iteration_is_not_written_again(build, tmp_path):
+    """Stopped at its last iteration, a resumed run has but its evaluation left."""
     trainer = build("run")
     trainer.register_hooks([After(LAST - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     with pytest.raises(SystemExit):
         trainer.train()
     assert (tmp_path / "run" / "last_checkpoint").read_text() == "model_final.pth"
     assert not (tmp_path / "run" / f"model_{LAST:07d}.pth").exists()
+
+    trainer = build("run")
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert trainer.iter == trainer.storage.iter == LAST + 1
 
 
 def test_without_a_seed_all_is_detectron2s(build):
