@@ -160,6 +160,7 @@ setup(
         "digits": DIGITS,  # the embedded data set; any other build of OpenCV does too
         "plots": ["matplotlib>=3.7"],  # some version of it comes with Detectron2
         "experiments": ["scipy>=1.10"],  # confidence intervals of tools/run_ablation.py
+        "onnx": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],  # tools/export_model.py
         "benchmark": ["torchvision", "onnx>=1.16", "onnxruntime>=1.20", "matplotlib>=3.7"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "clang-format", "ninja"],
