@@ -23,8 +23,8 @@ _SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
 )
 # Some are not needed by all, so that a report tells whether they are there.
-_BESIDE = ("torch", "torchvision", "numpy", "fvcore", "opencv-python-headless", "opencv-python")
-_BESIDE += ("scikit-learn", "onnx", "onnxruntime", "timm", "setuptools")
+_BESIDE = ["torch", "torchvision", "numpy", "fvcore", "opencv-python-headless", "opencv-python"]
+_BESIDE += ["scikit-learn", "onnx", "onnxruntime", "timm", "setuptools"]
 
 
 def collect_env_info() -> str:

@@ -2,9 +2,9 @@
 """Sets up an environment for d2_deform (what ``make setup`` runs).
 
 Where the active Python has torch and Detectron2 already, that environment is used as it is: only
-small things that are missing are added. Else ``.venv`` is made, with the versions of
-``constraints.txt``. Either way the plugin is installed as editable. Run again, it does nothing but
-recompile what changed in ``csrc/``.
+small things that are missing are added, in the versions of ``constraints.txt``. Else ``.venv`` is
+made, of the files whose checksums are in ``requirements.lock`` and no others. Either way the plugin
+is installed as editable. Run again, it does nothing but recompile what changed in ``csrc/``.
 
 Standard library only: this runs before anything is installed.
 """
@@ -26,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "constraints.txt"
+LOCK = ROOT / "requirements.lock"  # made by tools/lock_requirements.py
+EXTRAS = "dev,digits"  # of setup.py, for .venv
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_TORCH = [2, 10]
 
@@ -83,8 +85,8 @@ def environment():
 def fingerprint(prefix):
     """Of all that decides what is installed."""
     digest = hashlib.sha256(str(prefix).encode())
-    for name in ("constraints.txt", "setup.py", "tools/setup_env.py"):
-        digest.update((ROOT / name).read_bytes())
+    for path in (CONSTRAINTS, LOCK, ROOT / "setup.py", ROOT / "tools" / "setup_env.py"):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -192,27 +194,41 @@ def keep_what_is_there(python, folder):
     return path
 
 
+def part_of_lock(names):
+    """The entries of requirements.lock for these packages."""
+    entries = re.split(r"\n(?=\S)", LOCK.read_text())
+    return "\n".join(entry for entry in entries if canonical(entry.split("==")[0]) in names) + "\n"
+
+
+def install_locked(python, lock, step):
+    """Installs what a file names, all of it by checksum, without asking for anything more."""
+    strict = ["--require-hashes", "--no-deps", "--no-build-isolation"]
+    pip(python, "install", *strict, "-r", lock, step=step)
+
+
 def install_stack(python):
-    """torch, torchvision and Detectron2 in .venv."""
-    if installed_versions(python).keys() >= {"torch", "torchvision"}:
-        say("comparing torch and torchvision in .venv with constraints.txt")
+    """torch, torchvision, Detectron2 and all that they and the plugin need, in .venv."""
+    present = installed_versions(python).keys()
+    if present >= {"torch", "torchvision"}:
+        say("comparing .venv with requirements.lock")
     else:
-        say("installing torch and torchvision (about 3 GB to download, 5.5 GB on disk; minutes)")
-    wanted = ["torch", "torchvision", "setuptools", "wheel"]
-    pip(python, "install", "-c", CONSTRAINTS, *wanted, step="installing torch")
-    if installed_versions(python).keys() & {"detectron2", "sal-detectron2"}:
-        return
-    say("installing Detectron2 (" + DETECTRON2 + " without its compiled part) and what it needs")
+        say("installing torch and all else (about 3 GB to download, 5.5 GB on disk; minutes)")
     with tempfile.TemporaryDirectory() as folder:
-        wheel = fetch_detectron2(python, Path(folder))
-        pip(python, "install", "-c", CONSTRAINTS, wheel, step="installing Detectron2")
+        # What has only a source distribution is built with them, not with others that pip fetches.
+        build = Path(folder) / "build.lock"
+        build.write_text(part_of_lock({"setuptools", "wheel"}))
+        install_locked(python, build, "installing setuptools")
+        install_locked(python, LOCK, "installing torch and all else")
+        if not present & {"detectron2", "sal-detectron2"}:
+            say("installing Detectron2 (" + DETECTRON2 + " without its compiled part)")
+            wheel = fetch_detectron2(python, Path(folder))
+            pip(python, "install", "--no-deps", wheel, step="installing Detectron2")
 
 
-def install_plugin(python, constraints, extras):
-    say("compiling csrc/, installing the plugin (editable) and small tools for tests and lint")
-    pip(python, "install", "-c", constraints, "ninja", step="installing ninja")
-    plugin = ["--no-build-isolation", "-e", ".[" + extras + "]"]
-    pip(python, "install", "-c", constraints, *plugin, step="installing the plugin")
+def install_plugin(python, *options):
+    say("compiling csrc/ and installing the plugin (editable)")
+    plugin = ["--no-build-isolation", "-e", *options]
+    pip(python, "install", *plugin, step="installing the plugin")
 
 
 def compile_changes(python):
@@ -246,11 +262,11 @@ def set_up():
             stop("the active environment has no pip: run `python -m ensurepip` in it.")
         with tempfile.TemporaryDirectory() as folder:
             constraints = keep_what_is_there(python, Path(folder))
-            build = ["setuptools", "wheel"]
+            build = ["setuptools", "wheel", "ninja"]
             pip(python, "install", "-c", constraints, *build, step="installing setuptools")
             # digits names opencv-python-headless, which must not come beside another OpenCV.
-            extras = "dev" if has("cv2") and has("sklearn") else "dev,digits"
-            install_plugin(python, constraints, extras)
+            extras = "dev" if has("cv2") and has("sklearn") else EXTRAS
+            install_plugin(python, ".[" + extras + "]", "-c", constraints)
     else:
         if has("detectron2") and too_old_torch():
             say(
@@ -259,7 +275,8 @@ def set_up():
         if not python.exists():
             make_venv()
         install_stack(python)
-        install_plugin(python, CONSTRAINTS, "dev,digits")
+        install_plugin(python, ".", "--no-deps")
+        run([python, "-m", "pip", "check", "--disable-pip-version-check"], "checking .venv")
     check = "import d2_deform.ops, torchvision, detectron2"
     run([python, "-W", "ignore", "-c", check], "importing what was installed")
     stamp.parent.mkdir(exist_ok=True)
