@@ -55,11 +55,12 @@ def run_in_processes(
             "knows GPUs alone; hide them by the environment variable CUDA_VISIBLE_DEVICES= (empty)."
         )
     try:
-        # One process alone is this one.
-        with _sigterm_passed_on() if args.num_gpus > 1 else nullcontext():
+        num_processes = max(args.num_gpus, 1)
+        is_alone = num_processes * args.num_machines == 1  # then launch starts no other
+        with nullcontext() if is_alone else _sigterm_passed_on():
             launch(
                 main,
-                max(args.num_gpus, 1),
+                num_processes,
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,

@@ -188,6 +188,19 @@ def test_a_killed_process_ends_the_others(monkeypatch):
     assert time.monotonic() - start < SECONDS
 
 
+@pytest.mark.parametrize("machines, is_passed_on", [("1", False), ("2", True)])
+def test_sigterm_is_passed_on_to_started_processes(machines, is_passed_on, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+    monkeypatch.setattr(
+        processes, "launch", lambda *_, **__: during.append(signal.getsignal(signal.SIGTERM))
+    )
+    words = ["--num-gpus", "0", "--num-machines", machines]
+    run_in_processes(print, default_argument_parser().parse_args(words))
+    assert (during != [before]) is is_passed_on
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize(
     "words", [["--num-machines", "2"], ["--machine-rank", "1"], ["--num-gpus", "3"]]
 )
