@@ -60,7 +60,7 @@ wheel: setup  ## one wheel for every Python and every torch from 2.10 on, in dis
 compat: setup  ## all tests in other stacks: newest and oldest torch, Python 3.10 to 3.13 (hours; COMPAT_ARGS=oldest)
 	@$(ENV_PYTHON) tools/compat.py $(COMPAT_ARGS)
 
-lock: setup  ## requirements.lock anew, after a change of constraints.txt or setup.py
+lock:  ## requirements.lock anew, after a change of constraints.txt or setup.py
 	@$(ENV_PYTHON) tools/lock_requirements.py
 
 lint: setup  ## formatting, ruff, mypy, clang-format: reports, changes nothing

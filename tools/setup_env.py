@@ -231,6 +231,15 @@ def install_plugin(python, *options):
     pip(python, "install", *plugin, step="installing the plugin")
 
 
+def check_requirements(python):
+    """The lock's packages came without asking for more, so whether nothing is missing is asked."""
+    command = [str(python), "-m", "pip", "check", "--disable-pip-version-check"]
+    result = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
+    if result.returncode != 0:
+        print(result.stdout, end="")
+        stop("requirements.lock does not suit setup.py (see above): make lock")
+
+
 def compile_changes(python):
     """Compiles what changed in csrc/; the compiler speaks only if it fails, or with V=1."""
     output = None if os.environ.get("V") else subprocess.PIPE
@@ -276,7 +285,7 @@ def set_up():
             make_venv()
         install_stack(python)
         install_plugin(python, ".", "--no-deps")
-        run([python, "-m", "pip", "check", "--disable-pip-version-check"], "checking .venv")
+        check_requirements(python)
     check = "import d2_deform.ops, torchvision, detectron2"
     run([python, "-W", "ignore", "-c", check], "importing what was installed")
     stamp.parent.mkdir(exist_ok=True)
