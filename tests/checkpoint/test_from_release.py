@@ -6,10 +6,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from release_network import Release, fill, shapes
+from test_mxnet_file import pack as write_mxnet
 
 from d2_deform import model_zoo
-from d2_deform.checkpoint import convert
+from d2_deform.checkpoint import convert, pack, read_source_file
 from d2_deform.engine import ConfigError
+from d2_deform.engine.weights import load_weights
 
 THIN = [
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
@@ -201,6 +203,19 @@ def test_a_box_layer_that_is_there_once_needs_a_word():
         for part in ("weight", "bias"):
             name = f"roi_heads.bbox_pred.{part}"
             assert_close(once.weights[name], both.weights[name])
+
+
+def test_a_file_becomes_a_file_that_the_config_loads(tmp_path):
+    arrays = fill(shapes("rfcn", classes=21, groups=4, **THIN_SHAPES))
+    theirs, ours = tmp_path / "rfcn_dcn_voc-0000.params", tmp_path / "rfcn_dcn_voc.pth"
+    theirs.write_bytes(write_mxnet({name: value.numpy() for name, value in arrays.items()}))
+    cfg = config(RFCN, *THIN)
+    account = convert(read_source_file(str(theirs)), "release", cfg)
+    ours.write_bytes(pack(account.weights))
+    model = build_model(cfg)
+    load_weights(model, str(ours))
+    gamma = arrays["arg:bn4b22_branch2c_gamma"]
+    assert torch.equal(model.backbone.res4[22].conv3.norm.weight, gamma)
 
 
 def test_config_that_would_compute_something_else_is_refused():
