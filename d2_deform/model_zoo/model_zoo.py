@@ -12,6 +12,7 @@ from torch import nn
 
 import d2_deform
 from d2_deform.config import add_deform_config
+from d2_deform.model_zoo.trained import find_trained
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
@@ -51,13 +52,19 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """Where the trained weights of a config can be had.
+    """Where the trained weights of a config are, for MODEL.WEIGHTS.
+
+    Returns:
+        A file of the package: docs/model_zoo.md lists them.
 
     Raises:
-        RuntimeError: they are not published (so far none are), or there is no such config; the
-            line says how to train them.
+        RuntimeError: none are published, or there is no such config; the line says how to train
+            them. Or the file is damaged.
     """
     path = get_config_file(config_path)
+    trained = find_trained(config_path)
+    if trained is not None:
+        return str(trained)
     raise RuntimeError(
         f"{config_path}: no trained weights are published. Train them: "
         f"python tools/train_net.py --config-file {path}; then name the checkpoint in "
@@ -96,6 +103,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     """The network of a config, with the weights that its MODEL.WEIGHTS names.
 
         >>> model = model_zoo.get("VOC-Detection/rfcn_R_101_dconv3_dpool.yaml")
+        >>> model = model_zoo.get("quickstart.yaml", trained=True)
 
     Args:
         config_path, trained: as :func:`get_config` takes them.
