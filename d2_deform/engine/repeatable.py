@@ -53,8 +53,10 @@ class RecentScalars(HookBase):
         kept = {}
         for name, is_smoothed in storage.smoothing_hints().items():
             values = storage.history(name).values()
-            # What is written as it is, such as results of an evaluation, is in the file already.
-            if is_smoothed and values and values[-1][1] == self.trainer.iter:
+            # What is written as it is, such as results of an evaluation, is in the file already;
+            # seconds are not measured in the first iterations of a process.
+            is_loss = is_smoothed and not name.endswith("time")
+            if is_loss and values and values[-1][1] == self.trainer.iter:
                 kept[name] = [pair for pair in values if pair[1] > self.trainer.iter - _WINDOW]
         return {"scalars": kept}
 

@@ -65,10 +65,6 @@ class After(HookBase):
             self.act()
 
 
-def break_off():
-    raise KeyboardInterrupt
-
-
 def state(folder):
     checkpoint = torch.load(folder / "model_final.pth")
     return checkpoint["model"], checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
@@ -85,19 +81,24 @@ def assert_same_runs(folder, other):
 
 
 @pytest.mark.parametrize("grouping", ["False", "True"])
-def test_broken_off_and_resumed(build, tmp_path, grouping):
+def test_killed_and_resumed(build, tmp_path, grouping):
     options = ("DATALOADER.ASPECT_RATIO_GROUPING", grouping)
     build("unbroken", *options).train()
 
-    trainer = build("broken", *options, "DATALOADER.NUM_WORKERS", "2")
-    trainer.register_hooks([After(STOP, break_off)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    trainer = build("broken", *options)
+    child = os.fork()
+    if child == 0:
+        try:
+            trainer = build("killed", *options, "DATALOADER.NUM_WORKERS", "2")
+            trainer.register_hooks([After(STOP, lambda: os.kill(os.getpid(), signal.SIGKILL))])
+            trainer.train()
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    trainer = build("killed", *options)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 3
     trainer.train()
-    assert_same_runs(tmp_path / "broken", tmp_path / "unbroken")
+    assert_same_runs(tmp_path / "killed", tmp_path / "unbroken")
 
 
 def test_stops_at_sigterm(build, tmp_path, caplog, monkeypatch):
