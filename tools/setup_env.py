@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "constraints.txt"
 LOCK = ROOT / "requirements.lock"  # made by tools/lock_requirements.py
-EXTRAS = "dev,digits"  # of setup.py, for .venv
+EXTRAS = "dev,digits,onnx"  # of setup.py, for .venv
 MINIMUM_PYTHON = (3, 10)
 MINIMUM_TORCH = [2, 10]
 
