@@ -2,12 +2,14 @@
 """Kill trainings at random moments, resume them, and compare them with one that was not killed.
 
     python tools/kill_and_resume.py --kills 20
+    python tools/kill_and_resume.py --kills 10 --processes 2
     python tools/kill_and_resume.py --kills 10 --ablation
 
 A tiny deformable R-FCN is trained on a handful of pictures, on CPU with a fixed seed: once without
-a break, then again and again with kills (SIGKILL and SIGTERM in turn), until there were so many.
-Weights, optimizer and written losses must be the same bit for bit. With --ablation it is
-tools/run_ablation.py that is killed, with what it has started. Exits with 1 where anything differs.
+a break, then again and again with kills, until there were so many: SIGKILL and SIGTERM in turn, to
+every process of the run. Weights, optimizer and written losses must be the same bit for bit. With
+--processes torchrun starts so many; with --ablation it is tools/run_ablation.py that is killed.
+Exits with 1 where anything differs.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from glob import glob
 from typing import Any
 
 import torch
@@ -45,6 +49,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=2, help="of the data loader (default: 2)", metavar="N"
     )
+    parser.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="that train (default: 1)"
+    )
     parser.add_argument("--ablation", action="store_true", help="kill tools/run_ablation.py")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--output", default="output/kill_and_resume", metavar="FOLDER")
@@ -65,9 +72,13 @@ def tiny_options(data: str, iterations: int, workers: int) -> list[str]:
     ]
 
 
-def train_command(folder: str, options: Sequence[str], iterations: int) -> list[str]:
+def train_command(
+    folder: str, options: Sequence[str], iterations: int, processes: int
+) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [
-        *(sys.executable, os.path.join(TOOLS, "train_net.py"), "--config-file", CONFIG),
+        *(sys.executable, *(launcher if processes > 1 else [])),
+        *(os.path.join(TOOLS, "train_net.py"), "--config-file", CONFIG),
         *("--num-gpus", "0", "--resume", *options, "SOLVER.MAX_ITER", str(iterations)),
         *("SEED", "1", "OUTPUT_DIR", folder),
     ]
@@ -82,27 +93,46 @@ def ablation_command(folder: str, options: Sequence[str], iterations: int) -> li
 
 
 def run(command: Sequence[str], log: str, seconds: float | None, how: signal.Signals) -> int | None:
-    """Runs a command, and kills it after so many seconds.
+    """Runs a command, and kills it and all that it started after so many seconds.
 
     Returns:
         Its exit status; None where it was still at work when it was killed.
     """
     with open(log, "ab") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, how)
+        tree = [process.pid, *list_descendants(process.pid)]
+        for pid in tree:
+            with suppress(ProcessLookupError):
+                os.kill(pid, how)
         process.wait()
+        while any(map(is_alive, tree)):  # some write a checkpoint
+            time.sleep(0.1)
         return None
 
 
-def kill_what_it_started(folder: str) -> None:
-    """Ends the training of a runner that SIGKILL has ended; it has a session of its own."""
-    with suppress(OSError, ValueError), open(os.path.join(folder, "lock")) as lock:
-        os.killpg(int(lock.read()), signal.SIGKILL)
+def list_descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for stat in glob("/proc/[0-9]*/stat"):
+        with suppress(OSError), open(stat) as file:
+            number, rest = file.read().split(" ", 1)
+            parent = int(rest.rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(number))
+    found = []
+    waiting = children.get(pid, [])
+    while waiting:
+        found.append(waiting.pop())
+        waiting.extend(children.get(found[-1], []))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"  # ended, and not yet asked how
+    return False
 
 
 def read_run(folder: str) -> dict[str, Any]:
@@ -152,7 +182,9 @@ def main(argv: list[str] | None = None) -> None:
     small = DeformedDigitsSettings(image_size=64, min_height=0.3)
     write_deformed_digits(data, "train", 9, settings=small)
     options = tiny_options(data, args.iterations, args.workers)
-    build = ablation_command if args.ablation else train_command
+    build = ablation_command
+    if not args.ablation:
+        build = partial(train_command, processes=args.processes)
     runs = [os.path.join("runs", f"{row}_seed1") for row in ("plain", "dconv3")]
     parts = runs if args.ablation else [""]
     generator = random.Random(args.seed)
@@ -176,8 +208,6 @@ def main(argv: list[str] | None = None) -> None:
             status = run(build(folder, options, args.iterations), log, left, how)
             if status is None:
                 kills += 1
-                if args.ablation and how == signal.SIGKILL:
-                    kill_what_it_started(folder)
                 reached = ", ".join(last_checkpoint(os.path.join(folder, part)) for part in parts)
                 print(f"kill {kills}: {how.name} after {left:.1f} s, {reached}", flush=True)
             elif status != 0:
