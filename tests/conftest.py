@@ -4,6 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, as many as take a few seconds; `--hypothesis-profile=many`
+# (tools/sanitize.py) draws others each time.
+settings.register_profile("few", max_examples=30, derandomize=True, deadline=None, database=None)
+settings.register_profile("many", max_examples=1000, deadline=None, database=None)
+settings.load_profile("few")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

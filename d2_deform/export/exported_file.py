@@ -29,7 +29,8 @@ def load_exported(path: str, format: str, num_threads: int = 0) -> Callable[[Ten
         ImportError: ONNX Runtime is missing.
     """
     if format == "torch-export":
-        return torch.export.load(path).module()
+        with open(path, "rb") as file:  # by name it would have to end in .pt2
+            return torch.export.load(file).module()
     if format == "torchscript":
         traced = torch.jit.load(path)
 

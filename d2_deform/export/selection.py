@@ -7,6 +7,7 @@ way to go, and a network that does so has no graph.
 Shape shorthand: R boxes, K foreground classes, D detections.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def find_proposals(
         of_map = clip(of_map, size)
         kept = (finite & _has_area(of_map, min_size)).nonzero()[:, 0]
         of_map, its_logits = of_map[kept], its_logits[kept]
-        kept = nms(of_map, its_logits, nms_thresh)
+        kept = _suppress(of_map, its_logits, nms_thresh)
         kept_boxes.append(of_map[kept])
         kept_logits.append(its_logits[kept])
     best = torch.cat(kept_logits).argsort(descending=True)[:post_nms_topk]
@@ -123,7 +124,7 @@ def select(
     reach = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
     apart = boxes + (classes.to(boxes) * reach)[:, None]
     # An overlap is never above 1, and ONNX accepts no threshold above.
-    kept = nms(apart, scores, min(selector.nms_thresh, 1.0))
+    kept = _suppress(apart, scores, min(selector.nms_thresh, 1.0))
     if selector.topk_per_image >= 0:
         kept = kept[: selector.topk_per_image]
     selected = boxes[kept]
@@ -134,6 +135,17 @@ def select(
     scores, classes = scores[kept], classes[kept]
     kept = _has_area(selected, 0.0).nonzero()[:, 0]
     return selected[kept], scores[kept], classes[kept]
+
+
+def _suppress(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
+    """``nms`` of boxes inside a picture, which may leave none.
+
+    torchvision (0.29) tells ``torch.export`` that two boxes are left at least, and the program
+    checks that. So there are two more, outside the picture, with the lowest score: they come last.
+    """
+    beyond = torch.tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]]).to(boxes)
+    lowest = scores.new_full((2,), -math.inf)
+    return nms(torch.cat([boxes, beyond]), torch.cat([scores, lowest]), iou_thresh)[:-2]
 
 
 def _vote(

@@ -26,6 +26,7 @@ def test_files_threads_memory_and_children(tmp_path):
     assert after.files == before.files + 2  # the child's pipe, too
     assert after.threads == before.threads + 1
     assert after.memory - before.memory == pytest.approx(filled.nbytes / 2**20, abs=10)
+    assert after.allocated - before.allocated == pytest.approx(filled.nbytes / 2**20, abs=10)
     assert after.children == before.children + 1
     assert after.children_memory > before.children_memory
 

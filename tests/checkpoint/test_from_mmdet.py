@@ -61,7 +61,8 @@ def test_every_tensor_of_its_models_finds_its_place(name, opts, numbers):
     account = convert(source, "mmdet", config(name, *opts))
     assert account.complete and not account.new, account.lines()
     counters = [key for key in table if key.endswith("num_batches_tracked")]
-    assert len(account.left_out) == len(counters)
+    assert account.counters == len(counters) and not account.left_out
+    assert f"left out: {len(counters)} names that end in .num_batches_tracked" in account.lines()[1]
     assert len(account.weights) + len(counters) == len(table)
 
 

@@ -1,7 +1,11 @@
 """Checkpoints that are whole or not there, and what is said of those that are not."""
 
+import itertools
+import os
+import random
 import resource
 import signal
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -65,6 +69,29 @@ def test_a_kill_during_the_write_leaves_what_was_there(tmp_path):
         assert path.read_text() == "before"  # what a kill at this moment would leave
         raise KeyboardInterrupt
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_killed_again_and_again_while_it_saves(tmp_path):
+    model = nn.Linear(2000, 1000)  # 8 MB
+    checkpointer = WholeCheckpointer(model, str(tmp_path))
+    checkpointer.save("model_0", iteration=0)
+    moments = random.Random(0)
+    cut_off = 0
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            try:
+                for iteration in itertools.count():
+                    checkpointer.save(f"model_{iteration % 2}", iteration=iteration)
+            finally:
+                os._exit(1)
+        time.sleep(moments.uniform(0.05, 0.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        cut_off += len(list(tmp_path.glob("*.tmp")))
+        resumed = WholeCheckpointer(nn.Linear(2000, 1000), str(tmp_path)).resume_or_load("")
+        assert isinstance(resumed["iteration"], int)
+    assert cut_off  # the kills did come while files were written
 
 
 def test_what_cannot_be_resumed_is_named(model, tmp_path):

@@ -12,19 +12,23 @@ def soak(tool):
     return tool("soak")
 
 
-def usages(memory=(100.0,) * 8, files=(7,) * 8, threads=(2,) * 8):
+def usages(allocated=(100.0,) * 8, files=(7,) * 8, threads=(2,) * 8):
     return [
-        Usage(10 * (n + 1), 60.0 * n, *values, children=0, children_memory=0.0)
-        for n, values in enumerate(zip(memory, files, threads, strict=True))
+        Usage(10 * (n + 1), 60.0 * n, 500.0, *values, children=0, children_memory=0.0)
+        for n, values in enumerate(zip(allocated, files, threads, strict=True))
     ]
 
 
 @pytest.mark.parametrize(
     "changed, grew, text",
     [
-        ({}, False, "80 in 7.0 minutes; memory 100 MiB at most, peak of the last quarter +0.0 MiB"),
-        ({"memory": (50, 90, *[100] * 4, 100, 101)}, False, "+1.0 MiB; file handles 7 (+0)"),
-        ({"memory": (50, 90, *[100] * 4, 103, 102)}, True, "memory 103 MiB at most"),
+        ({}, False, "80 in 7.0 minutes;"),
+        ({"allocated": (50, 90, *[100] * 4, 100, 101)}, False, "in use 101 MiB (+1.0)"),
+        (
+            {"allocated": (50, 90, *[100] * 4, 103, 102)},
+            True,
+            "500 MiB (+0.0), in use 102 MiB (+3.0)",
+        ),
         ({"files": (*[7] * 7, 8)}, True, "file handles 8 (+1), threads 2 (+0)"),
         ({"threads": (*[2] * 6, 3, 2)}, True, "threads 2 (+1)"),
     ],

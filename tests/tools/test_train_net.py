@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CONFIG, REPOSITORY
 from detectron2.engine import DefaultPredictor, default_argument_parser
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from d2_deform.engine import ConfigError, load_config
 
@@ -43,6 +44,9 @@ def test_trains_resumes_evaluates_predicts(train_net, tiny, tmp_path):
     assert math.isfinite(first["total_loss"])
     assert "offset/backbone.res5.1.conv2_offset/mean" in first
     assert "offset/roi_heads.cls_pool.offset_conv/max" in first
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert "offset/backbone.res5.1.conv2_offset/max" in events.Tags()["scalars"]
 
     train_net.main(arguments("--num-gpus", 0, "--resume", *options, "SOLVER.MAX_ITER", 22))
     checkpoint = torch.load(weights, weights_only=False)
