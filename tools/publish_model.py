@@ -4,9 +4,9 @@ r"""Make the small file of weights that comes with the package for one of its co
     python tools/publish_model.py --config quickstart.yaml \
         --weights output/quickstart/model_final.pth
 
-Writes d2_deform/model_zoo/weights/<config>_<md5>.pth: the weights alone, in float16 where that
-keeps them right. Then `d2_deform.model_zoo.get("<config>.yaml", trained=True)` finds it. Evaluate
-the file before it is published, and put the figure into docs/model_zoo.md.
+Writes output/zoo/<config>_<md5>.pth: the weights alone, in float16 where that keeps them right.
+Evaluate that file and put the figure into docs/model_zoo.md. In d2_deform/model_zoo/weights,
+`d2_deform.model_zoo.get("<config>.yaml", trained=True)` finds it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from d2_deform import model_zoo
 from d2_deform.engine import ConfigError, load_config, write_new_file
 from d2_deform.engine.weights import load_weights
-from d2_deform.model_zoo.trained import WEIGHTS, pack_trained
+from d2_deform.model_zoo.trained import pack_trained
 
 
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", required=True, help="its name in the zoo")
     parser.add_argument("--weights", required=True, help="checkpoint of the trained network")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder (default: package's)")
+    parser.add_argument(
+        "--output", type=Path, default="output/zoo", help="folder (default: %(default)s)"
+    )
     return parser.parse_args(words)
 
 

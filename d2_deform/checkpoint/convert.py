@@ -43,6 +43,7 @@ class Account:
         misshapen: (name in the network, its shape there, shape from the source).
         unexpected: names, as the network would have them, that this config's network has not.
         unknown: names in the source that no rule is about.
+        counters: how many counters of batch norms are left out.
     """
 
     weights: dict[str, Tensor]
@@ -52,6 +53,7 @@ class Account:
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     unexpected: list[str]
     unknown: list[str]
+    counters: int = 0
 
     @property
     def complete(self) -> bool:
@@ -63,6 +65,11 @@ class Account:
         lines = [f"{len(self.weights)} weights of the network come from the file."]
         lines += [f"new, as in an untrained network: {name}" for name in self.new]
         lines += [f"left out: {name}: {why}" for name, why in self.left_out.items()]
+        if self.counters:
+            lines.append(
+                f"left out: {self.counters} names that end in {_COUNTER}: frozen batch norms do "
+                "not count"
+            )
         lines += [f"MISSING in the file: {name}" for name in self.missing]
         lines += [
             f"WRONG SHAPE: {name} is {there} in the network, {given} from the file"
@@ -102,7 +109,7 @@ def convert(
     for name, value in done.weights.items():
         if name not in there:
             if name.endswith(_COUNTER):
-                account.left_out[name] = "frozen batch norms do not count"
+                account.counters += 1
             else:
                 account.unexpected.append(name)
         elif there[name] != tuple(value.shape):

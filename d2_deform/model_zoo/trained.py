@@ -37,7 +37,7 @@ def find_trained(config_path: str, folder: Path = WEIGHTS) -> Path | None:
 
 
 def pack_trained(
-    weights: Mapping[str, Tensor], config_path: str, folder: Path = WEIGHTS
+    weights: Mapping[str, Tensor], config_path: str, folder: Path
 ) -> tuple[Path, bytes]:
     """What :func:`find_trained` finds: the weights alone, as small as they stay right.
 
@@ -48,7 +48,7 @@ def pack_trained(
     Args:
         weights: a network's ``state_dict()``, without an optimizer's state.
         config_path: of the config that builds the network, relative to ``configs/``.
-        folder: as :func:`find_trained` takes it.
+        folder: the file's, or the one above it for a config in a folder.
 
     Returns:
         Where the file belongs and its content, which ``DetectionCheckpointer`` reads. Equal weights
