@@ -11,7 +11,8 @@ from d2_deform.engine.defaults import ConfigError
 __all__ = ["load_backbone_weights", "load_weights"]
 
 _BACKBONE = "backbone."
-_NOT_LEARNT = ".num_batches_tracked"
+# Files of Detectron2's zoo of 2020 also have the mean and deviation, which the config gives.
+_NOT_LEARNT = (".num_batches_tracked", "pixel_mean", "pixel_std")
 
 
 class _Checkpointer(DetectionCheckpointer):

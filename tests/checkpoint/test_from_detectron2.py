@@ -10,6 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from test_from_release import config
 
 from d2_deform.checkpoint import convert, read_source_file
+from d2_deform.engine.weights import load_weights
 
 OURS = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_dconv13.yaml"
 THEIRS = "Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml"
@@ -85,6 +86,8 @@ def test_a_file_of_the_zoo_loads_as_it_is_and_converted(tmp_path, caplog):
     assert "not found in the checkpoint" not in caplog.text
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
+
+    load_weights(model, path)  # as tools/demo.py does, and refuses what does not fit
 
     account = convert(read_source_file(path, trust_pickle=True), "detectron2", cfg)
     assert account.complete and not account.new, account.lines()
