@@ -7,8 +7,8 @@
 A deformable R-FCN (configs/quickstart.yaml, of half its width) is trained on Deformed Digits by
 DeformTrainer, with data loader, metrics and checkpoints, and then predicts by DefaultPredictor.
 Memory, file handles and threads are written to usage.json and drawn into usage.png. The exit status
-is 1 where the peak of the last quarter of a run is above that of the second one: memory by more
-than 2 percent, file handles or threads at all.
+is 1 where the peak of the last quarter of a run is above that of the second one: memory in use by
+more than 2 percent, file handles or threads at all.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from d2_deform.engine.command_line import not_negative
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PERIOD = 10  # steps between two looks
 SIDES = (64, 256)  # of a picture to predict on, least and most
-MEMORY_TOLERANCE = 0.02
+TOLERANCE = 0.02  # of memory in use
 SETTINGS = [
     *("INPUT.MIN_SIZE_TRAIN", "(64, 192)"),
     *("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"),
@@ -124,18 +124,20 @@ def predict(cfg: CfgNode, number: int) -> list[Usage]:
 
 def summarize(name: str, usages: Sequence[Usage]) -> tuple[str, bool]:
     """One line on a run, and whether it holds ever more."""
-    memory = [usage.memory for usage in usages]
-    more = {field: growth([getattr(u, field) for u in usages]) for field in ("files", "threads")}
-    more_memory = growth(memory)
+    more = {
+        name: growth([getattr(usage, name) for usage in usages])
+        for name in ("memory", "allocated", "files", "threads")
+    }
+    most = max(usage.allocated for usage in usages)
     last = usages[-1]
     minutes = (last.seconds - usages[0].seconds) / 60
     line = (
-        f"{name}: {last.step} in {minutes:.1f} minutes; memory {max(memory):.0f} MiB at most, "
-        f"peak of the last quarter {more_memory:+.1f} MiB; "
-        f"file handles {last.files} ({more['files']:+.0f}), "
-        f"threads {last.threads} ({more['threads']:+.0f})"
+        f"{name}: {last.step} in {minutes:.1f} minutes; in the last quarter and more than in the "
+        f"second: memory {last.memory:.0f} MiB ({more['memory']:+.1f}), in use "
+        f"{last.allocated:.0f} MiB ({more['allocated']:+.1f}), file handles {last.files} "
+        f"({more['files']:+.0f}), threads {last.threads} ({more['threads']:+.0f})"
     )
-    grew = more_memory > MEMORY_TOLERANCE * max(memory) or any(n > 0 for n in more.values())
+    grew = more["allocated"] > TOLERANCE * most or more["files"] > 0 or more["threads"] > 0
     return line, grew
 
 
@@ -154,8 +156,11 @@ def draw(runs: dict[str, list[Usage]]) -> Figure:
     axes = figure.subplots(2, len(runs), squeeze=False, sharex="col", sharey="row")
     for (above, below), (name, usages) in zip(axes.T, runs.items(), strict=True):
         steps = [usage.step for usage in usages]
-        above.plot(steps, [usage.memory for usage in usages], color="#0072b2")
+        above.plot(steps, [usage.memory for usage in usages], color="#0072b2", label="resident")
+        in_use = [usage.allocated for usage in usages]
+        above.plot(steps, in_use, color="#56b4e9", label="in use by malloc")
         above.set(title=name, ylim=(0, None))
+        above.legend(loc="lower right")
         below.step(steps, [usage.files for usage in usages], color="#d55e00", label="file handles")
         below.step(steps, [usage.threads for usage in usages], color="#009e73", label="threads")
         below.set(xlabel="step", ylim=(0, None))
