@@ -18,7 +18,7 @@ endif
 
 SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup quickstart test benchmark cuda docs wheel compat lock lint format clean
+.PHONY: help setup quickstart test benchmark sanitize cuda docs wheel compat lock lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: setup  ## all tests
 
 benchmark: setup  ## operators and networks beside torchvision, ONNX Runtime and dense convolutions (10 minutes, alone)
 	@$(ENV_PYTHON) -W ignore -m benchmarks.run $(BENCHMARK_ARGS)
+
+sanitize: setup  ## the operators' tests, many more examples, on kernels that AddressSanitizer and UBSan watch (half an hour)
+	@$(ENV_PYTHON) -W ignore tools/sanitize.py --jobs $(JOBS) $(SANITIZE_ARGS)
 
 cuda: setup  ## on a GPU machine: builds, tests, sanitizes and benchmarks the CUDA operators; JSON in output/cuda
 	@$(ENV_PYTHON) tools/check_cuda.py $(CUDA_ARGS)
