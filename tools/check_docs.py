@@ -44,8 +44,11 @@ NOT_RUN = {
     r"make (benchmark|cuda|docs|docs-check|sanitize|compat|wheel)\b": "long, or bound to a machine",
     r"pip install|python setup\.py": "changes the environment",
     r"source ": "changes the shell",
+    r".*(--input|WEIGHTS) (rfcn_dcn|faster_rcnn_m?d)": "others' files; tests/checkpoint",
+    r"python -m pytest": "make test",
     r"git clone": "no network",
-    r"(\w+=\S+ )*(torchrun|srun|sbatch)\b": "several machines",
+    r"(\w+=\S+ )*(torchrun|srun|sbatch)\b|.* --num-machines": "several machines",
+    r"python tools/soak\.py": "long",
 }
 _COMMAND = re.compile(r"^([A-Z_0-9]+=\S* )*(python|pip|make|git|source|torchrun|srun|sbatch)\b")
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -123,6 +126,7 @@ def make_workspace(folder: str) -> None:
     import cv2
     import torch
     from detectron2.data import DatasetCatalog
+    from torchvision.models import resnet50
 
     from d2_deform.data import write_deformed_digits
 
@@ -147,6 +151,7 @@ def make_workspace(folder: str) -> None:
             picture = cv2.resize(cv2.imread(path), (256, 256))
             cv2.imwrite(os.path.join(of_class, f"{number}.png"), picture)
     torch.save({"model": {}}, os.path.join(folder, "path", "to", "backbone.pkl"))
+    torch.save(resnet50().state_dict(), os.path.join(folder, "resnet50.pth"))
 
 
 def run_command(command: str, folder: str) -> str:
