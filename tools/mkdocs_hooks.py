@@ -10,6 +10,7 @@ import ast
 import os
 import posixpath
 import re
+from glob import glob
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -25,6 +26,8 @@ OUTSIDE = {
     "csrc/README.md": "csrc.md",
     "LICENSE": "LICENSE",
 }
+# Files that pages link to; the site has them as they are
+COPIED = ("configs/**/*.yaml", "tools/*.py")
 API = [
     *("ops", "layers", "modeling.backbone", "modeling.meta_arch", "modeling.roi_heads"),
     *("modeling.sem_seg", "solver", "data", "evaluation", "engine", "checkpoint", "export"),
@@ -53,6 +56,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds what does not lie in docs/."""
     for path, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=os.path.join(ROOT, path)))
+    for pattern in COPIED:
+        for path in glob(pattern, root_dir=ROOT, recursive=True):
+            files.append(File.generated(config, path, abs_src_path=os.path.join(ROOT, path)))
     for name in packages():
         text = "\n\n".join([f"# d2_deform.{name}", *_directives(name)]) + "\n"
         files.append(File.generated(config, f"api/{name}.md", content=text))
