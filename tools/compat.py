@@ -179,8 +179,10 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, help="folder with a wheel and its source, not built")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "compat")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "compat.json")
-    own, _, pytest_arguments = _split(sys.argv[1:])
-    args = parser.parse_args(own)
+    given = sys.argv[1:]
+    at = given.index("--") if "--" in given else len(given)
+    pytest_arguments = given[at + 1 :]
+    args = parser.parse_args(given[:at])
     unknown = [name for name in args.stacks if name not in STACKS]
     if unknown:
         parser.error(f"no stack {unknown[0]}; there are {', '.join(STACKS)}")
@@ -201,11 +203,6 @@ def main() -> None:
     print("\n" + table(rows) + f"\n\ncompat: {args.output}")
     if any(row.get("failed", 1) for row in rows):
         sys.exit("compat: not every stack passed")
-
-
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:at], "--", arguments[at + 1 :]
 
 
 if __name__ == "__main__":
