@@ -32,7 +32,7 @@ class Conversion:
     Attributes:
         weights: by name in the network.
         left_out: reason by name in the source, for what has no place in the network by design.
-        unknown: names in the source that no rule is about.
+        unknown: names in the source that no rule is about, or another name's place.
         part: beginning of the names that the source is expected to fill; "" is the whole network.
     """
 

@@ -42,7 +42,7 @@ class Account:
         missing: names in the network that the source should have and has not.
         misshapen: (name in the network, its shape there, shape from the source).
         unexpected: names, as the network would have them, that this config's network has not.
-        unknown: names in the source that no rule is about.
+        unknown: names in the source that no rule is about, or that would take another name's place.
         counters: how many counters of batch norms are left out.
     """
 

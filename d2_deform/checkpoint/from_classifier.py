@@ -46,7 +46,7 @@ def convert_classifier(source: Mapping[str, Tensor], cfg: CfgNode) -> Conversion
         renamed = rename_resnet(name)
         if renamed == "stem.conv1.weight":
             value = adapt_first_layer(value, cfg, IMAGENET_STD)
-        if renamed is not None:
+        if renamed is not None and prefix + renamed not in done.weights:
             done.weights[prefix + renamed] = value
         elif name in ("fc.weight", "fc.bias"):
             if classifies:

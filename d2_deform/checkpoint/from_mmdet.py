@@ -75,6 +75,7 @@ def convert_mmdet(source: Mapping[str, Tensor], cfg: CfgNode) -> Conversion:
         "MODEL.DEFORM.OFFSET_DILATION": 0,
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
         "MODEL.ANCHOR_GENERATOR.OFFSET": 0.0,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
     }
     if any(".offset_fc." in name for name in source):
         wanted |= {
@@ -82,13 +83,19 @@ def convert_mmdet(source: Mapping[str, Tensor], cfg: CfgNode) -> Conversion:
             "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 4,
             "MODEL.DEFORM_ROI_HEADS.OFFSET_FC_DIMS": [1024, 1024],
             "MODEL.DEFORM_ROI_HEADS.ALIGNED": False,
+            "MODEL.DEFORM_ROI_HEADS.GAMMA": 0.1,
+        }
+    else:
+        wanted |= {
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
+            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 0,
         }
     check_settings(cfg, wanted, "a detector of MMDetection")
 
     done = Conversion()
     for name, value in source.items():
         renamed = _rename(name)
-        if renamed is None:
+        if renamed is None or renamed in done.weights:
             done.unknown.append(name)
             continue
         if renamed.endswith("stem.conv1.weight"):

@@ -28,6 +28,7 @@ __all__ = ["convert_release"]
 _MEAN = (123.15, 115.9, 103.06)  # RGB; nothing is divided
 _NO_STD = (1.0, 1.0, 1.0)
 _BOX_STD = (0.1, 0.1, 0.2, 0.2)
+_POOLING = {"ALIGNED": False, "GAMMA": 0.1}
 
 _BODY = re.compile(
     r"(?P<kind>res|bn)(?P<stage>\d)(?P<letter>[a-z])(?P<number>\d*)_branch(?P<branch>1|2[abc])"
@@ -117,18 +118,21 @@ def _check(cfg: CfgNode, source: Mapping[str, Tensor], whole: bool) -> None:
         "MODEL.RESNETS.STRIDE_IN_1X1": True,
         "MODEL.DEFORM.STEM_POOL_AT_CORNER": True,
     }
+    if whole:
+        wanted["MODEL.RESNETS.RES5_DILATION"] = 2
     if whole and any("branch2b_offset" in name for name in source):
         dilation = 1 if architecture == "SemanticSegmentor" else 0
         wanted["MODEL.DEFORM.OFFSET_DILATION"] = dilation
     if whole and architecture in _BOX_LAYERS:
         wanted["MODEL.ANCHOR_GENERATOR.OFFSET"] = 0.5
     if "rfcn_cls_offset_t_weight" in source:
-        wanted |= {"MODEL.RFCN.ALIGNED": False, "MODEL.RFCN.SAMPLING_RATIO": 4}
+        wanted |= {f"MODEL.RFCN.{key}": value for key, value in _POOLING.items()}
+        wanted["MODEL.RFCN.SAMPLING_RATIO"] = 4
     if "offset_weight" in source:
-        wanted |= {
-            "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 4,
-            "MODEL.DEFORM_ROI_HEADS.ALIGNED": False,
-        }
+        wanted |= {f"MODEL.DEFORM_ROI_HEADS.{key}": value for key, value in _POOLING.items()}
+        wanted["MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO"] = 4
+    elif "fc_new_1_weight" in source:
+        wanted["MODEL.ROI_BOX_HEAD.POOLER_TYPE"] = "ROIPool"
     check_settings(cfg, wanted, "a network of the official release")
 
 
@@ -142,7 +146,7 @@ def _convert_body(rest: dict[str, Tensor], cfg: CfgNode, done: Conversion) -> No
             done.weights[f"backbone.stem.conv1.norm.{ours}"] = value
     for name in list(rest):
         renamed = _rename_body(name)
-        if renamed is not None:
+        if renamed is not None and f"backbone.{renamed}" not in done.weights:
             done.weights[f"backbone.{renamed}"] = rest.pop(name)
 
 

@@ -240,18 +240,20 @@ def test_what_does_not_fit_is_listed():
     del arrays["arg:res5b_branch2b_offset_bias"]
     arrays["arg:res5d_branch2a_weight"] = torch.zeros(1)
     arrays["arg:rfcn_mask_weight"] = torch.zeros(1)
+    arrays["arg:res3c_branch2a_weight"] = torch.zeros(1)  # another name of res3b2's
     arrays["arg:conv_new_1_bias"] = torch.zeros(11)
     account = convert(arrays, "release", config(RFCN, *THIN))
     assert not account.complete
     assert account.missing == ["backbone.res5.1.conv2_offset.bias"]
     assert account.unexpected == ["backbone.res5.3.conv1.weight"]
-    assert account.unknown == ["rfcn_mask_weight"]
+    assert account.unknown == ["rfcn_mask_weight", "res3c_branch2a_weight"]
     assert account.misshapen == [("roi_heads.conv_new.bias", (10,), (11,))]
     assert [line for line in account.lines() if line.split()[0].isupper()] == [
         "MISSING in the file: backbone.res5.1.conv2_offset.bias",
         "WRONG SHAPE: roi_heads.conv_new.bias is (10,) in the network, (11,) from the file",
         "NOT IN THE NETWORK of the config: backbone.res5.3.conv1.weight",
         "UNKNOWN name in the file: rfcn_mask_weight",
+        "UNKNOWN name in the file: res3c_branch2a_weight",
     ]
 
 
