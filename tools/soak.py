@@ -160,11 +160,11 @@ def draw(runs: dict[str, list[Usage]]) -> Figure:
         in_use = [usage.allocated for usage in usages]
         above.plot(steps, in_use, color="#56b4e9", label="in use by malloc")
         above.set(title=name, ylim=(0, None))
-        above.legend(loc="lower right")
+        above.legend(loc="center right")
         below.step(steps, [usage.files for usage in usages], color="#d55e00", label="file handles")
         below.step(steps, [usage.threads for usage in usages], color="#009e73", label="threads")
         below.set(xlabel="step", ylim=(0, None))
-        below.legend(loc="lower right")
+        below.legend(loc="center right")
     axes[0][0].set_ylabel("memory of the process, MiB")
     axes[1][0].set_ylabel("number")
     return figure
