@@ -6,7 +6,8 @@
 
 torch-export (torch.export.load) and torchscript (torch.jit.load) need this package's operators
 where they are run; onnx (opset 20) has standard operators alone and needs ONNX Runtime with
-DeformConv (1.32 is tried). Height and width of the picture are free. What the file takes and gives: docs/export.md.
+DeformConv (1.32 is tried). Height and width of the picture are free. What the file takes and gives:
+docs/export.md.
 
 --input runs the file on pictures beside the network itself and says how far they are apart.
 """

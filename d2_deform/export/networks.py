@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN, SemanticSegmentor
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,9 +88,12 @@ class ExportedSegmentor(ExportedNetwork):
     output_names = ("sem_seg",)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        height, width = image.shape[1:]
         logits, _ = self.model.sem_seg_head(self.compute_features(image))
-        return (logits[0, :, :height, :width],)
+        # As [..., :H, :W]; of that torch.export would keep whether it cuts anything off.
+        for axis in (2, 3):
+            kept = torch.arange(image.shape[axis - 1], device=image.device)
+            logits = logits.index_select(axis, kept)
+        return (logits[0],)
 
 
 class ExportedDetector(ExportedNetwork):
@@ -253,13 +255,11 @@ def _pool(pooler: ROIPooler, maps: list[Tensor], rois: Tensor) -> Tensor:
     """``pooler`` on RoIs (Tensor[R, 5]) of one picture in place of lists of boxes."""
     if len(maps) == 1:
         return pooler.level_poolers[0](maps[0], rois)
-    level = assign_boxes_to_levels(
-        [Boxes(rois[:, 1:])],
-        pooler.min_level,
-        pooler.max_level,
-        pooler.canonical_box_size,
-        pooler.canonical_level,
-    )
+    # As assign_boxes_to_levels of Detectron2, whose Boxes ask whether they are empty
+    _, x1, y1, x2, y2 = rois.unbind(1)
+    scale = ((x2 - x1) * (y2 - y1)).sqrt() / pooler.canonical_box_size
+    level = (pooler.canonical_level + (scale + 1e-8).log2()).floor()
+    level = level.clamp(pooler.min_level, pooler.max_level) - pooler.min_level
     rows = [(level == number).nonzero()[:, 0] for number in range(len(maps))]
     pooled = [
         pool_level(of_level, rois[its_rows])
