@@ -4,6 +4,7 @@
     python tools/train_net.py --config-file configs/<name>.yaml [--num-gpus 8] [KEY VALUE ...]
     python tools/train_net.py --config-file configs/<name>.yaml --resume
     python tools/train_net.py --config-file configs/<name>.yaml --eval-only MODEL.WEIGHTS <file>
+    torchrun --nproc-per-node 8 tools/train_net.py --config-file configs/<name>.yaml
 
 `--num-gpus 0` trains on CPU; so does a machine without a GPU, or operators built for CPU only.
 """
