@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
         "data",
         "engine",
         "evaluation",
+        "export",
         "model_zoo",
         "modeling",
         "solver",
