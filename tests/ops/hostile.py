@@ -26,7 +26,7 @@ OPERATORS: dict[str, tuple[Operator, Operator]] = {
     "deform_ps_roi_pool": (deform_ps_roi_pool, reference.deform_ps_roi_pool),
 }
 
-# The largest double is no float; 2**-100 times anything here is exact, a denormal would not be.
+# 1e308 is a double and no float; 2**-100 times anything here is exact, a denormal would not be.
 BAD_NUMBERS = [*WILD_NUMBERS, 1e308, 2.0**-100, -(2.0**-100)]
 DENORMALS = [1e-45, -1e-45, 5e-324]
 
@@ -107,13 +107,13 @@ def layouts(draw: Draw) -> Callable[[Tensor], Tensor]:
     return lay_out
 
 
-def _bits(draw: Draw, generator: torch.Generator, values: Tensor, numbers: list[float]) -> Tensor:
+def _spoilt(draw: Draw, generator: torch.Generator, values: Tensor, numbers: list[float]) -> Tensor:
     """`values`, some of them replaced by some of `numbers`."""
     share = draw(st.sampled_from([0.0, 0.0, 0.02, 0.3, 1.0]))
-    chosen = torch.tensor(draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=3)))
+    chosen = draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=3))
     which = torch.rand(values.shape, generator=generator) < share
-    wild = chosen[torch.randint(len(chosen), values.shape, generator=generator)]
-    return torch.where(which, wild.double(), values)
+    each = torch.randint(len(chosen), values.shape, generator=generator)
+    return torch.where(which, torch.tensor(chosen, dtype=values.dtype)[each], values)
 
 
 @st.composite
@@ -178,7 +178,7 @@ def _conv_case(
         beside = draw(st.sampled_from([-math.inf, math.inf]))
         if moves == "whole" and draw(st.booleans()):
             offset = torch.nextafter(offset.float(), torch.tensor(beside)).double()
-        offset = _bits(draw, generator, offset, BAD_NUMBERS + DENORMALS)
+        offset = _spoilt(draw, generator, offset, BAD_NUMBERS + DENORMALS)
     arguments: Arguments = {
         "input": _normal(generator, batch, channels, *size),
         "offset": offset,
@@ -216,7 +216,7 @@ def _pooling_case(
     index = _whole(generator, 0, max(batch - 1, 0), rois, 1)
     boxes = torch.cat([index, cells / scale], dim=1)
     if bad_coordinates:
-        boxes = _bits(draw, generator, boxes, [*BAD_NUMBERS, -1.0, 0.5, batch, -0.5])
+        boxes = _spoilt(draw, generator, boxes, [*BAD_NUMBERS, -1.0, 0.5, batch, -0.5])
     arguments: Arguments = {
         "input": _normal(generator, batch, out_channels * group_size**2, *size),
         "rois": boxes,
@@ -238,6 +238,6 @@ def _pooling_case(
         stays = ~(widths.amin(dim=1) >= 0.25)
         offset = torch.where(stays[:, None, None, None], 0.0, offset)
         if bad_coordinates:
-            offset = _bits(draw, generator, offset, BAD_NUMBERS)
+            offset = _spoilt(draw, generator, offset, BAD_NUMBERS)
         arguments["offset"] = offset
     return arguments

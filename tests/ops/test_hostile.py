@@ -6,6 +6,8 @@ cells; `hostile.py` says why they agree to the last bit about borders.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from .helpers import TOLERANCE, Arguments, Operator
-from .hostile import OPERATORS, cases
+from .hostile import OPERATORS, Draw, cases
 
 Results = dict[str, Tensor]
 each_operator = pytest.mark.parametrize("name", list(OPERATORS))
@@ -140,8 +142,12 @@ def test_one_bad_number_stays_with_what_it_feeds(
         assert results[1][key][fed].isnan().all(), f"{key}: the NaN of {where} is lost"
 
 
+MISFITS = ["shorter", "longer", "one dimension", "one dimension more", "transposed"]
+MISFITS += ["empty", "integers", "complex numbers", "doubles", "none"]
+
+
 @st.composite
-def misfits(draw, value):
+def misfits(draw: Draw, value: Any) -> Any:
     """What takes the place of an argument: of its kind, seldom of its size."""
     if isinstance(value, bool):
         return not value
@@ -164,10 +170,6 @@ def misfits(draw, value):
         "doubles": value.double(),
         "none": None,
     }[draw(st.sampled_from(MISFITS))]
-
-
-MISFITS = ["shorter", "longer", "one dimension", "one dimension more", "transposed"]
-MISFITS += ["empty", "integers", "complex numbers", "doubles", "none"]
 
 
 @each_operator
