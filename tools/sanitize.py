@@ -31,6 +31,7 @@ CANARIES = {
     "whole_number_of_nan": "outside the range of representable values",
 }
 REPORT = re.compile(r"ERROR: AddressSanitizer.*|.*runtime error: .*")  # its first line
+VERDICT = re.compile(r"\d+ (?:passed|failed|error).* in [\d.]+s.*")
 # Compiled by other means: the CUDA code on the host, and what torch.compile writes.
 NOT_OURS = "not emulated and not compiles and not cuda_build"
 
@@ -132,8 +133,8 @@ def main() -> None:
         status, log = run_tests(capability, args, environment, tree)
         reports = REPORT.findall(log)
         findings += len(reports)
-        last = log.splitlines()[-1].strip("= ")
-        print("\n".join([f"sanitize: {capability}: {last}", *reports[:10]]), flush=True)
+        verdict = VERDICT.findall(log) or ["pytest gave no verdict"]
+        print("\n".join([f"sanitize: {capability}: {verdict[-1]}", *reports[:10]]), flush=True)
         failed += [capability] * (status != 0 or bool(reports))
     verdict = f"FAILED: {', '.join(failed)}" if failed else "passed"
     minutes = (time.monotonic() - start) / 60
