@@ -133,8 +133,8 @@ def main() -> None:
         status, log = run_tests(capability, args, environment, tree)
         reports = REPORT.findall(log)
         findings += len(reports)
-        verdict = VERDICT.findall(log) or ["pytest gave no verdict"]
-        print("\n".join([f"sanitize: {capability}: {verdict[-1]}", *reports[:10]]), flush=True)
+        told = VERDICT.findall(log) or ["pytest gave no verdict"]
+        print("\n".join([f"sanitize: {capability}: {told[-1]}", *reports[:10]]), flush=True)
         failed += [capability] * (status != 0 or bool(reports))
     verdict = f"FAILED: {', '.join(failed)}" if failed else "passed"
     minutes = (time.monotonic() - start) / 60
