@@ -15,7 +15,6 @@ torchvision_models = pytest.importorskip("torchvision").models
 TORCHVISION = {
     "resnet18": ["layer4.1.conv1", "layer4.1.conv2"],
     "resnext50_32x4d": ["layer4.1.conv2", "layer4.2.conv2"],  # 32 groups
-    "densenet121": [f"features.denseblock4.denselayer{n}.conv2" for n in (15, 16)],
     "squeezenet1_1": ["features.11.expand3x3", "features.12.expand3x3"],
     # depthwise, kernels of 5x5 between them
     "efficientnet_b0": ["features.4.2.block.1.0", "features.7.0.block.1.0"],
