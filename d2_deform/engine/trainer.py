@@ -75,6 +75,8 @@ class DeformTrainer(DefaultTrainer):
     iteration depend on the seed, the iteration and the number of processes alone.
     """
 
+    iter: int
+
     def __init__(self, cfg: CfgNode) -> None:
         """``DefaultTrainer``'s, line by line, but for a model on CPU.
 
@@ -187,6 +189,23 @@ class DeformTrainer(DefaultTrainer):
         except FloatingPointError as error:
             raise self.loss_guard.error(self.iter) from error
         self.loss_guard.check(self.iter)  # Detectron2 looks in the first process alone
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates what a checkpoint would hold, in every process.
+
+        Each process has seen pictures of its own, so that its running statistics of batch norms are
+        its own, too; checkpoints have the first process's.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

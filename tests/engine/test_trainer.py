@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.utils import comm
 
 from d2_deform.data.deformed_digits import DeformedDigitsSettings, write_deformed_digits
 from d2_deform.engine import ConfigError, DeformTrainer, load_config
@@ -96,6 +97,18 @@ def test_mixed_precision_on_cpu(cfg):
     assert resumed.start_iter == resumed.max_iter
     for own, other in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_every_process_evaluates_the_first_ones_running_statistics(cfg, monkeypatch):
+    cfg.DATASETS.TEST = ()
+    model = torch.nn.BatchNorm2d(2)
+    shared = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        torch.distributed, "broadcast", lambda buffer, src: shared.append((id(buffer), src))
+    )
+    DeformTrainer.test(cfg, model)
+    assert shared == [(id(buffer), 0) for buffer in model.buffers()] and len(shared) == 3
 
 
 def test_test_time_augmentation_gets_pictures_in_their_own_size(cfg):
