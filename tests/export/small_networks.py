@@ -47,6 +47,13 @@ NETWORKS = {
         "COCO-Detection/faster_rcnn_R_50_FPN_mdconv13.yaml",
         [
             *("MODEL.DEFORM.NUM_LAYERS_PER_STAGE", "[0, 0, 0, 2]", "MODEL.FPN.OUT_CHANNELS", "8"),
+            *(
+                "MODEL.RPN.IN_FEATURES",
+                "['p4', 'p5']",
+                "MODEL.ROI_HEADS.IN_FEATURES",
+                "['p4', 'p5']",
+            ),
+            *("MODEL.ANCHOR_GENERATOR.SIZES", "[[24], [48]]"),
             *("MODEL.RPN.CONV_DIMS", "[8]", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
             *("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "DeformRoIPool"),
             *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2"),
