@@ -28,6 +28,7 @@ REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__f
 CONFIG = os.path.join(REPOSITORY, "configs", "quickstart.yaml")
 TRAIN_NET = os.path.join(REPOSITORY, "tools", "train_net.py")
 PICTURES = 5  # odd, so that two processes evaluate unequal numbers
+pytestmark = pytest.mark.xdist_group("several_processes")  # which share what is trained
 SECONDS = 600  # to end in, on a busy machine; who waits for the dead waits half an hour
 
 
@@ -89,8 +90,18 @@ def one_process(options, tmp_path_factory):
     return results(folder)
 
 
-def launch_on_one_machine(options, folder):
-    launch(train, 2, dist_url="auto", args=([*options, "OUTPUT_DIR", str(folder)],))
+@pytest.fixture(scope="module")
+def one_machine(options, tmp_path_factory):
+    """Two processes of one machine train and evaluate."""
+    folder = tmp_path_factory.mktemp("one_machine")
+    arguments = [*options, "OUTPUT_DIR", str(folder)]
+    launch(train_and_evaluate, 2, dist_url="auto", args=(arguments, str(folder)))
+    return folder
+
+
+def train_and_evaluate(options, folder):
+    train(options)
+    evaluate(options, folder)
 
 
 def launch_on_two_machines(options, folder):
@@ -117,19 +128,26 @@ def torchrun(options, folder):
     )
 
 
-@pytest.mark.parametrize("start", [launch_on_one_machine, launch_on_two_machines, torchrun])
-def test_two_processes_are_one_with_the_double_batch(start, options, one_process, tmp_path):
-    start(options, tmp_path)
-    losses, weights = results(tmp_path)
+def check_equal(folder, one_process):
+    losses, weights = results(folder)
     expected_losses, expected_weights = one_process
     assert losses["total_loss"] > 1 and weights["backbone.res5.1.conv2_offset.weight"].any()
     torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights, expected_weights, rtol=1e-5, atol=1e-6)
 
 
+def test_two_processes_are_one_with_the_double_batch(one_machine, one_process):
+    check_equal(one_machine, one_process)
+
+
+@pytest.mark.parametrize("start", [launch_on_two_machines, torchrun])
+def test_however_they_are_started(start, options, one_process, tmp_path):
+    start(options, tmp_path)
+    check_equal(tmp_path, one_process)
+
+
 def evaluate(options, folder):
     """Evaluates a network that finds every object, and a classifier that errs once."""
-    torch.set_num_threads(1)
     cfg = load_config(CONFIG, options, use_gpu=False)
     (name,) = cfg.DATASETS.TEST
     detections = DeformTrainer.test(cfg, Oracle(name))
@@ -163,9 +181,8 @@ class Oracle(nn.Module):
         return instances
 
 
-def test_every_picture_is_evaluated_once(options, tmp_path):
-    launch(evaluate, 2, dist_url="auto", args=(options, str(tmp_path)))
-    with open(tmp_path / "results.json") as file:
+def test_every_picture_is_evaluated_once(one_machine):
+    with open(one_machine / "results.json") as file:
         detections, classes = json.load(file)
     # Lost, a picture would lower the recall; counted twice, the precision.
     assert detections["bbox"]["AP"] == pytest.approx(100.0)
