@@ -8,14 +8,15 @@
 #include <type_traits>
 
 #include "pack_kernels.h"
+#include "ps_rows.h"
+#include "ps_runs.h"
 #include "roi_pool.h"
 #include "rows.h"
 
 namespace d2_deform::cpu {
 namespace {
 
-constexpr int64_t kPlanes =
-    16;  // of a run, at least, where there are as many: a cache line of a channels-last map
+constexpr int64_t kPlanes = 32;           // of a run, at most
 constexpr int64_t kPlaneBytes = 3 << 20;  // of those, at most, unless a single one has more
 constexpr int64_t kTileBins = 512;
 constexpr int64_t kTileBytes = 1 << 18;  // one value for each of its bins and boxes
@@ -95,45 +96,11 @@ Boxes<T>::Boxes(const PoolShape& s, const RoIRule& rule, const T* rois) {
   first_large.push_back(static_cast<int64_t>(large.size()));
 }
 
-// A bin and, counted from the first plane of its run, the plane that it reads.
-struct ServedBin {
-  int64_t plane, bin;
-};
-
-// Neighbouring positions [begin, end) of the grid, for offset group k.
-struct Run {
-  int64_t k, begin, end;
-  std::vector<ServedBin> bins;
-
-  int64_t planes() const { return end - begin; }
-};
-
-// Calls f() once in every thread for a function visit(run), which it calls for the thread's runs.
-template <typename T, typename F>
-void for_each_run(const PoolShape& s, const F& f) {
-  const int64_t grid = s.group_size * s.group_size;
-  std::vector<std::vector<int64_t>> bins(grid);
-  for (int64_t bin = 0; bin < s.bins(); ++bin) {
-    const int64_t row = group_cell(bin / s.pooled_w, s.pooled_h, s.group_size);
-    bins[row * s.group_size + group_cell(bin % s.pooled_w, s.pooled_w, s.group_size)].push_back(
-        bin);
-  }
+// Of a run.
+template <typename T>
+int64_t planes_at_once(const PoolShape& s) {
   const int64_t fitting = kPlaneBytes / (s.cells() * static_cast<int64_t>(sizeof(T)));
-  const int64_t most = std::max<int64_t>(1, std::min(kPlanes, fitting));
-  torch::stable::parallel_for(0, s.offset_groups * grid, 1, [&](int64_t first, int64_t last) {
-    auto visit = f();
-    for (int64_t i = first; i < last;) {
-      Run run{i / grid, i % grid, 0, {}};
-      const int64_t end = std::min(grid, run.begin + last - i);
-      // A short rest joins the run before it: 7 x 7 positions are 16, 16 and 17.
-      run.end = end - run.begin < most + most / 2 ? end : run.begin + most;
-      for (int64_t p = run.begin; p < run.end; ++p) {
-        for (int64_t bin : bins[p]) run.bins.push_back({p - run.begin, bin});
-      }
-      visit(run);
-      i += run.planes();
-    }
-  });
+  return std::max<int64_t>(1, std::min(kPlanes, fitting));
 }
 
 // Some planes of one picture as type T: where they lie, or laid out one after the other.
@@ -335,7 +302,7 @@ void forward(
     return output + (r * s.out_channels + c) * s.bins();
   };
   for (int64_t r : boxes.unknown) std::fill_n(out_row(r, 0), s.out_channels * s.bins(), S(0));
-  for_each_run<T>(s, [&] {
+  for_each_run(s, planes_at_once<T>(s), [&] {
     return [&,
             planes = Planes<S, T>(s),
             cells = BinCells<T>(s, rule),
@@ -344,7 +311,7 @@ void forward(
             values = std::vector<T>()](const Run& run) mutable {
       const std::vector<int64_t> element = elements(run);
       const auto pool_channel = [&](int64_t c, int64_t n) {
-        planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.planes()));
+        planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.positions()));
         for_each_tile(boxes, run, n, [&](const Tile& tile) {
           const int64_t* bins = element.data() + tile.first_bin;
           if (offset) {
@@ -355,7 +322,7 @@ void forward(
           values.resize(std::max<size_t>(values.size(), tile.size()));
           for (int64_t j = 0; j < tile.bins; ++j) {
             const int64_t at = j * kPackBoxes;
-            const int64_t plane = run.bins[tile.first_bin + j].plane;
+            const int64_t plane = run.bins[tile.first_bin + j].position;
             kernel.forward(
                 pack_bin<T>(s, rule, bins[j], planes.next(plane)),
                 tile.packs,
@@ -372,10 +339,9 @@ void forward(
           const int64_t r = boxes.large[i];
           for (const ServedBin& served : run.bins) {
             const T* shift = offset ? offset + s.offset_row(r, run.k) + served.bin : nullptr;
-            cells.find(
-                s, boxes.roi[r], rule, served.bin / s.pooled_w, served.bin % s.pooled_w, shift);
+            cells.find(s, boxes.roi[r], rule, served.bin, shift);
             cells.multiply(s, 0, 1);
-            const T* plane = planes.plane(served.plane);
+            const T* plane = planes.plane(served.position);
             T sum = 0;
             for (int64_t j = 0; j < cells.size(); ++j) sum += cells.weight[j] * plane[cells.row[j]];
             out_row(r, c)[served.bin] = static_cast<S>(sum);
@@ -415,7 +381,7 @@ void backward(
       std::fill_n(grad_offset + s.offset_row(r, 0), 2 * s.offset_groups * s.bins(), T(0));
     }
   }
-  for_each_run<T>(s, [&] {
+  for_each_run(s, planes_at_once<T>(s), [&] {
     return [&,
             planes = Planes<S, T>(s),
             grad_planes = Planes<S, T>(s),
@@ -436,7 +402,7 @@ void backward(
           return gradient + r * grad_output.stride(0) + c * grad_output.stride(1);
         };
         if (grad_offset) {
-          planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.planes()));
+          planes.read(picture<S>(input, n).slice(c * grid + run.begin, run.positions()));
         }
         for_each_tile(boxes, run, n, [&](const Tile& tile) {
           const int64_t* bins = element.data() + tile.first_bin;
@@ -457,7 +423,7 @@ void backward(
           }
           for (int64_t j = 0; j < tile.bins; ++j) {
             const int64_t at = j * kPackBoxes;
-            const int64_t plane = run.bins[tile.first_bin + j].plane;
+            const int64_t plane = run.bins[tile.first_bin + j].position;
             kernel.backward(
                 pack_bin<T>(s, rule, bins[j], grad_offset ? planes.next(plane) : nullptr),
                 tile.packs,
@@ -484,18 +450,17 @@ void backward(
           const int64_t r = boxes.large[i];
           for (const ServedBin& served : run.bins) {
             const T* shift = offset ? offset + offset_row(r) + served.bin : nullptr;
-            cells.find(
-                s, boxes.roi[r], rule, served.bin / s.pooled_w, served.bin % s.pooled_w, shift);
+            cells.find(s, boxes.roi[r], rule, served.bin, shift);
             cells.multiply(s, 0, 1);
             const T value = static_cast<T>(gradient_row(r)[gradient_element(served.bin)]);
             if (grad_input) {
-              T* grad_plane = grad_planes.plane(served.plane);
+              T* grad_plane = grad_planes.plane(served.position);
               for (int64_t j = 0; j < cells.size(); ++j) {
                 grad_plane[cells.row[j]] += cells.weight[j] * value;
               }
             }
             if (grad_offset) {
-              const T* plane = planes.plane(served.plane);
+              const T* plane = planes.plane(served.position);
               for (int64_t j = 0; j < cells.size(); ++j) {
                 cells.dots[j] = value * plane[cells.row[j]];
               }
@@ -515,7 +480,7 @@ void backward(
             continue;
           }
           const Picture<S> grad_maps =
-              picture<S>(*grad_input, n).slice(c * grid + run.begin, run.planes());
+              picture<S>(*grad_input, n).slice(c * grid + run.begin, run.positions());
           grad_planes.zero(grad_maps);
           pool_channel(c, n);
           grad_planes.write(grad_maps);
@@ -565,7 +530,13 @@ Tensor deform_ps_roi_pool(
     using T = typename decltype(types)::Compute;
     const Tensor rows = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    const Boxes<T> boxes(s, rule, static_cast<const T*>(rows.data_ptr()));
+    const T* corners = static_cast<const T*>(rows.data_ptr());
+    const RowLayout layout(s, format == MemoryFormat::ChannelsLast, sizeof(T));
+    if (layout.positions > 0) {
+      forward_rows<S>(s, rule, layout, input, corners, data_or_null<T>(shifts), output);
+      return;
+    }
+    const Boxes<T> boxes(s, rule, corners);
     S* out = static_cast<S*>(output.data_ptr());
     forward<S, T>(s, rule, input, boxes, data_or_null<T>(shifts), out);
     if (format == MemoryFormat::ChannelsLast) put_channels_last(s, out);
@@ -589,28 +560,36 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
   const PoolShape s = pool_shape_of_gradient(
       grad_output, input, rois, offset, group_size, sampling_ratio, need_offset);
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
+  const MemoryFormat format = suggested_format(input);
   return dispatch_types(input.scalar_type(), [&](auto types) {
     using S = typename decltype(types)::Storage;
     using T = typename decltype(types)::Compute;
     const Tensor rows = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
-    const Boxes<T> boxes(s, rule, static_cast<const T*>(rows.data_ptr()));
+    const T* corners = static_cast<const T*>(rows.data_ptr());
     const std::vector<int64_t> sizes{s.batch, s.in_channels, s.height, s.width};
     const Tensor grad_input =
-        need_input ? empty_as(input, sizes, input.scalar_type(), suggested_format(input))
-                   : not_asked(input);
+        need_input ? empty_as(input, sizes, input.scalar_type(), format) : not_asked(input);
     const Tensor grad_offset =
         need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
-    if (need_input || need_offset) {
-      backward<S, T>(
+    const Tensor* to_input = need_input ? &grad_input : nullptr;
+    T* to_offset = need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr;
+    const RowLayout layout(s, format == MemoryFormat::ChannelsLast, sizeof(T));
+    if (layout.positions > 0) {
+      backward_rows<S>(
           s,
           rule,
+          layout,
           grad_output,
           input,
-          boxes,
+          corners,
           data_or_null<T>(shifts),
-          need_input ? &grad_input : nullptr,
-          need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr);
+          to_input,
+          to_offset);
+    } else if (need_input || need_offset) {
+      const Boxes<T> boxes(s, rule, corners);
+      backward<S, T>(
+          s, rule, grad_output, input, boxes, data_or_null<T>(shifts), to_input, to_offset);
     }
     return std::make_tuple(
         grad_input,

@@ -2,6 +2,7 @@
 //
 // A bin is a weighted sum of whole rows of channels (roi_geometry.h: one weight per cell, however many samples).
 // Forward: a thread owns RoIs. Backward: a thread owns channels, so that nothing is added to from two sides.
+// A picture too large for the working memory is pooled some channels at a time, its bins' cells found anew for them.
 #include "roi_pool.h"
 #include "rows.h"
 
@@ -10,17 +11,68 @@ namespace {
 
 constexpr int64_t kSliceChannels = 64;  // whose share of the offsets' gradient is one sum
 constexpr int64_t kSlicesAtOnce = 2;    // of one thread, for which a bin's cells are found once
+constexpr int64_t kLeastChannels = 16;  // laid out at a time: a vector, a cache line
+constexpr int64_t kForwardBytes = 8'000'000;   // of a picture laid out, for all threads
+constexpr int64_t kBackwardBytes = 3'500'000;  // of a map, and of its gradient, for each thread
 
-// The boxes of every picture, in their order; last, those of pictures that do not exist.
+// How many channels of a picture are laid out at a time in the forward pass.
 template <typename T>
-std::vector<std::vector<int64_t>> boxes_of_pictures(
-    const PoolShape& s, const RoIRule& rule, const T* rois) {
-  std::vector<std::vector<int64_t>> boxes(s.batch + 1);
-  for (int64_t r = 0; r < s.rois; ++r) {
-    const int64_t n = make_roi(rois + 5 * r, s.batch, rule).batch;
-    boxes[n < 0 ? s.batch : n].push_back(r);
-  }
-  return boxes;
+int64_t channels_at_once(const PoolShape& s) {
+  const int64_t fitting = kForwardBytes / (s.cells() * static_cast<int64_t>(sizeof(T)));
+  const int64_t most = std::max(kLeastChannels, fitting);
+  const int64_t parts = (s.in_channels + most - 1) / most;
+  return parts == 1 ? s.in_channels : round_up(s.in_channels / parts, kLeastChannels);
+}
+
+struct Channels {
+  int64_t first, count;
+};
+
+// Some channels of one picture, from their rows.
+template <typename S, typename T>
+void forward_channels(
+    const PoolShape& s,
+    const RoIRule& rule,
+    const Channels& channels,
+    const std::vector<int64_t>& boxes,
+    const T* rois,
+    const T* offset,
+    const T* rows,  // (cells, channels.count)
+    const Tensor& output) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t all = static_cast<int64_t>(boxes.size());
+  torch::stable::parallel_for(0, all, 1, [&](int64_t begin, int64_t end) {
+    BinCells<T> cells(s, rule);
+    Buffer<T> bins(s.bins() * channels.count);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t r = boxes[i];
+      const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
+      for (int64_t bin = 0; bin < s.bins(); ++bin) {
+        for (int64_t c = 0; c < channels.count;) {  // the channels of one offset group
+          const int64_t k = (channels.first + c) / s.group_channels();
+          const int64_t c_end =
+              std::min(channels.count, (k + 1) * s.group_channels() - channels.first);
+          const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
+          cells.find(s, roi, rule, bin, shift);
+          cells.multiply(s, c, channels.count);
+          kernel.weighted_sum(
+              cells.size(),
+              c_end - c,
+              rows,
+              cells.row.data(),
+              cells.weight.data(),
+              bins.data() + bin * channels.count + c);
+          c = c_end;
+        }
+      }
+      store_rows(
+          picture<S>(output, r).slice(channels.first, channels.count),
+          0,
+          s.bins(),
+          bins.data(),
+          channels.count);
+    }
+  });
 }
 
 template <typename S, typename T>
@@ -31,40 +83,26 @@ void forward(
     const T* rois,
     const T* offset,
     const Tensor& output) {
-  const Kernels<T>& kernel = kernels<T>();
   const std::vector<std::vector<int64_t>> boxes = boxes_of_pictures(s, rule, rois);
   const bool in_place = has_rows<S, T>(input);
-  Buffer<T> staged(in_place ? 0 : s.cells() * s.in_channels);
+  const int64_t most = in_place ? s.in_channels : channels_at_once<T>(s);
+  Buffer<T> staged(in_place ? 0 : s.cells() * most);
   for (int64_t n = 0; n < s.batch; ++n) {
-    const int64_t count = static_cast<int64_t>(boxes[n].size());
-    if (count == 0) continue;
-    const Picture<S> map = picture<S>(input, n);
-    if (!in_place) load_pictures<S>(input, n, 1, staged.data());
-    const T* rows = in_place ? reinterpret_cast<const T*>(map.data) : staged.data();
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      BinCells<T> cells(s, rule);
-      Buffer<T> bins(s.bins() * s.out_channels);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t r = boxes[n][i];
-        const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-        for (int64_t bin = 0; bin < s.bins(); ++bin) {
-          for (int64_t k = 0; k < s.offset_groups; ++k) {
-            const int64_t first = k * s.group_channels();
-            const T* shift = offset ? offset + s.offset_row(r, k) + bin : nullptr;
-            cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
-            cells.multiply(s, first, s.in_channels);
-            kernel.weighted_sum(
-                cells.size(),
-                s.group_channels(),
-                rows,
-                cells.row.data(),
-                cells.weight.data(),
-                bins.data() + bin * s.out_channels + first);
-          }
-        }
-        store_rows(picture<S>(output, r), 0, s.bins(), bins.data(), s.out_channels);
-      }
-    });
+    if (boxes[n].empty()) continue;
+    for (int64_t first = 0; first < s.in_channels; first += most) {
+      const int64_t count = std::min(most, s.in_channels - first);
+      const Picture<S> map = picture<S>(input, n).slice(first, count);
+      if (!in_place) load_picture(map, staged.data());
+      forward_channels<S>(
+          s,
+          rule,
+          {first, count},
+          boxes[n],
+          rois,
+          offset,
+          in_place ? reinterpret_cast<const T*>(map.data) : staged.data(),
+          output);
+    }
   }
   const Buffer<T> nothing(boxes[s.batch].empty() ? 0 : s.bins() * s.out_channels, T(0));
   for (const int64_t r : boxes[s.batch]) {
@@ -88,54 +126,55 @@ std::vector<ChannelSpan> channel_spans(const PoolShape& s, int64_t most) {
   return spans;
 }
 
-// One span of one picture: adds to grad_rows (or null), and to each slice's share of the offsets' gradient (or null).
+// How many channels of a picture a thread lays out at a time in the backward pass: all of a span, or a power of two.
+template <typename T>
+int64_t slice_at_once(const PoolShape& s) {
+  int64_t channels = kSliceChannels * kSlicesAtOnce;
+  while (channels > kLeastChannels &&
+         channels * s.cells() * static_cast<int64_t>(sizeof(T)) > kBackwardBytes) {
+    channels /= 2;
+  }
+  return channels;
+}
+
+// Channels [first, first + count) of a span of one picture: adds to grad_rows (or null), and to the share that each slice of
+// the span has in the offsets' gradient (or null).
 template <typename S, typename T>
-void backward_span(
+void backward_channels(
     const PoolShape& s,
     const RoIRule& rule,
     const ChannelSpan& span,
+    const Channels& channels,
     const std::vector<int64_t>& boxes,
     const Tensor& grad_output,
     const T* rois,
     const T* offset,
-    const T* rows,  // (cells, span.count)
-    T* grad_rows,   // (cells, span.count)
+    const T* rows,  // (cells, channels.count)
+    T* grad_rows,   // (cells, channels.count)
     T* partial) {   // (slices of the span, R, 2, bins)
-  const Kernels<T>& kernel = kernels<T>();
   BinCells<T> cells(s, rule);
-  Buffer<T> gradients(s.bins() * span.count);
+  Buffer<T> gradients(s.bins() * channels.count);
   for (const int64_t r : boxes) {
     const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
-    const Picture<S> pooled = picture<S>(grad_output, r).slice(span.first, span.count);
-    load_rows(pooled, 0, s.bins(), gradients.data(), span.count);
+    const Picture<S> pooled = picture<S>(grad_output, r).slice(channels.first, channels.count);
+    load_rows(pooled, 0, s.bins(), gradients.data(), channels.count);
     for (int64_t bin = 0; bin < s.bins(); ++bin) {
       const T* shift = offset ? offset + s.offset_row(r, span.k) + bin : nullptr;
-      cells.find(s, roi, rule, bin / s.pooled_w, bin % s.pooled_w, shift);
-      cells.multiply(s, 0, span.count);
-      for (int64_t c = 0; c < span.count; c += kSliceChannels) {
-        const int64_t count = std::min(kSliceChannels, span.count - c);
-        const T* gradient = gradients.data() + bin * span.count + c;
-        if (grad_rows && partial) {
-          kernel.scatter_and_dot_rows(
-              cells.size(),
-              count,
-              rows + c,
-              cells.row.data(),
-              cells.weight.data(),
-              gradient,
-              grad_rows + c,
-              cells.dots.data());
-        } else if (grad_rows) {
-          kernel.weighted_scatter(
-              cells.size(), count, gradient, cells.row.data(), cells.weight.data(), grad_rows + c);
-        } else {
-          kernel.dot_rows(
-              cells.size(), count, rows + c, cells.row.data(), gradient, cells.dots.data());
-        }
-        if (partial) {
-          T* share = partial + (c / kSliceChannels * s.rois + r) * 2 * s.bins() + bin;
-          cells.derivatives(roi, rule, share, share + s.bins());
-        }
+      cells.find(s, roi, rule, bin, shift);
+      cells.multiply(s, 0, channels.count);
+      for (int64_t c = 0; c < channels.count; c += kSliceChannels) {
+        cells.backward(
+            std::min(kSliceChannels, channels.count - c),
+            gradients.data() + bin * channels.count + c,
+            partial ? rows + c : nullptr,
+            grad_rows ? grad_rows + c : nullptr);
+        if (partial == nullptr) continue;
+        const int64_t slice = (channels.first - span.first + c) / kSliceChannels;
+        T* share = partial + (slice * s.rois + r) * 2 * s.bins() + bin;
+        T dx, dy;
+        cells.derivatives(roi, rule, &dx, &dy);
+        share[0] += dx;
+        share[s.bins()] += dy;
       }
     }
   }
@@ -156,41 +195,38 @@ void backward(
   const int64_t count = static_cast<int64_t>(spans.size());
   const int64_t share = s.rois * 2 * s.bins();  // of one slice
   Buffer<T> partial(grad_offset ? count * kSlicesAtOnce * share : 0, T(0));
+  const int64_t most = std::min(s.in_channels, slice_at_once<T>(s));
   for (int64_t n = 0; n < s.batch; ++n) {
     if (boxes[n].empty() && grad_input == nullptr) continue;
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      const int64_t most = s.cells() * std::min(s.in_channels, kSliceChannels * kSlicesAtOnce);
-      Buffer<T> rows(grad_offset ? most : 0);
-      Buffer<T> grad_rows(grad_input ? most : 0);
+      Buffer<T> rows(grad_offset ? s.cells() * most : 0);
+      Buffer<T> grad_rows(grad_input ? s.cells() * most : 0);
       for (int64_t i = begin; i < end; ++i) {
         const ChannelSpan& span = spans[i];
-        if (grad_offset && !boxes[n].empty()) {
-          load_rows(
-              picture<S>(input, n).slice(span.first, span.count),
-              0,
-              s.cells(),
+        for (int64_t c = 0; c < span.count; c += most) {
+          const Channels channels{span.first + c, std::min(most, span.count - c)};
+          const auto part = [&](const Tensor& maps) {
+            return picture<S>(maps, n).slice(channels.first, channels.count);
+          };
+          if (grad_offset && !boxes[n].empty()) {
+            load_rows(part(input), 0, s.cells(), rows.data(), channels.count);
+          }
+          if (grad_input) std::fill_n(grad_rows.data(), s.cells() * channels.count, T(0));
+          backward_channels<S>(
+              s,
+              rule,
+              span,
+              channels,
+              boxes[n],
+              grad_output,
+              rois,
+              offset,
               rows.data(),
-              span.count);
-        }
-        if (grad_input) std::fill_n(grad_rows.data(), s.cells() * span.count, T(0));
-        backward_span<S>(
-            s,
-            rule,
-            span,
-            boxes[n],
-            grad_output,
-            rois,
-            offset,
-            rows.data(),
-            grad_input ? grad_rows.data() : nullptr,
-            grad_offset ? partial.data() + i * kSlicesAtOnce * share : nullptr);
-        if (grad_input) {
-          store_rows(
-              picture<S>(*grad_input, n).slice(span.first, span.count),
-              0,
-              s.cells(),
-              grad_rows.data(),
-              span.count);
+              grad_input ? grad_rows.data() : nullptr,
+              grad_offset ? partial.data() + i * kSlicesAtOnce * share : nullptr);
+          if (grad_input) {
+            store_rows(part(*grad_input), 0, s.cells(), grad_rows.data(), channels.count);
+          }
         }
       }
     });

@@ -229,37 +229,69 @@ inline void transpose_square(const T* in, int64_t in_stride, T* out, int64_t out
   for (int64_t r = 0; r < kSquare; ++r) at(out + r * out_stride) = square[r];
 }
 
+// out[j * out_stride + i] = in[i * in_stride + j] for i, j < 8.
+template <typename T>
+inline void transpose_eight(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
+  for (int64_t i = 0; i < 8; ++i) {
+    for (int64_t j = 0; j < 8; ++j) out[j * out_stride + i] = in[i * in_stride + j];
+  }
+}
+#if D2_DEFORM_VECTOR_BYTES >= 32
+template <>
+inline void transpose_eight(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
+  __m256 r[8], s[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
+    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
+    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
+    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+#endif
+
+// Calls f(i, j) for the corners of squares that cover rows x columns, neither of them less than `side`: the last square of a
+// line begins where it ends with the line, and so covers some elements a second time.
+template <typename F>
+inline void cover(int64_t side, int64_t rows, int64_t columns, bool along_rows, const F& f) {
+  const int64_t outer = along_rows ? rows : columns;
+  const int64_t inner = along_rows ? columns : rows;
+  for (int64_t i = 0; i < outer; i += side) {
+    const int64_t first = i + side <= outer ? i : outer - side;
+    for (int64_t j = 0; j < inner; j += side) {
+      const int64_t second = j + side <= inner ? j : inner - side;
+      f(along_rows ? first : second, along_rows ? second : first);
+    }
+  }
+}
+
 template <typename T>
 void transpose(
     int64_t rows, int64_t columns, const T* in, int64_t in_stride, T* out, int64_t out_stride) {
   constexpr int64_t kSquare = kLanes<T>;
-  const int64_t whole_rows = rows - rows % kSquare;
-  const int64_t whole_columns = columns - columns % kSquare;
-  const auto square = [&](int64_t i, int64_t j) {
-    transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
-  };
-  const auto one = [&](int64_t i, int64_t j) { out[j * out_stride + i] = in[i * in_stride + j]; };
   // The side whose rows lie farther apart is walked along its rows, each of them once.
-  if (in_stride > out_stride) {
-    for (int64_t i = 0; i < whole_rows; i += kSquare) {
-      for (int64_t j = 0; j < whole_columns; j += kSquare) square(i, j);
-      for (int64_t r = i; r < i + kSquare; ++r) {
-        for (int64_t j = whole_columns; j < columns; ++j) one(r, j);
-      }
-    }
-    for (int64_t i = whole_rows; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) one(i, j);
-    }
+  const bool along_rows = in_stride > out_stride;
+  const int64_t least = rows < columns ? rows : columns;
+  if (least >= kSquare) {
+    cover(kSquare, rows, columns, along_rows, [=](int64_t i, int64_t j) {
+      transpose_square(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+    });
+  } else if (least >= 8) {
+    cover(8, rows, columns, along_rows, [=](int64_t i, int64_t j) {
+      transpose_eight(in + i * in_stride + j, in_stride, out + j * out_stride + i, out_stride);
+    });
   } else {
-    for (int64_t j = 0; j < whole_columns; j += kSquare) {
-      for (int64_t i = 0; i < whole_rows; i += kSquare) square(i, j);
-      for (int64_t c = j; c < j + kSquare; ++c) {
-        for (int64_t i = whole_rows; i < rows; ++i) one(i, c);
-      }
-    }
-    for (int64_t j = whole_columns; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) one(i, j);
-    }
+    cover(1, rows, columns, along_rows, [=](int64_t i, int64_t j) {
+      out[j * out_stride + i] = in[i * in_stride + j];
+    });
   }
 }
 
@@ -419,19 +451,20 @@ template <typename T>
 void weighted_sum(
     int64_t count, int64_t length, const T* source, const int64_t* row, const T* weight, T* out) {
   int64_t c = 0;
-  for (; c + 4 * kLanes<T> <= length; c += 4 * kLanes<T>) {
-    Vector<T> sum[4] = {};
-    for (int64_t i = 0; i < count; ++i) {
-      const T* p = source + row[i] + c;
-      for (int v = 0; v < 4; ++v) sum[v] += weight[i] * load(p + v * kLanes<T>);
+  const auto sum_vectors = [&](auto vectors) {
+    constexpr int64_t kVectors = decltype(vectors)::value;
+    for (; c + kVectors * kLanes<T> <= length; c += kVectors * kLanes<T>) {
+      Vector<T> sum[kVectors] = {};
+      for (int64_t i = 0; i < count; ++i) {
+        const T* p = source + row[i] + c;
+        for (int64_t v = 0; v < kVectors; ++v) sum[v] += weight[i] * load(p + v * kLanes<T>);
+      }
+      for (int64_t v = 0; v < kVectors; ++v) at(out + c + v * kLanes<T>) = sum[v];
     }
-    for (int v = 0; v < 4; ++v) at(out + c + v * kLanes<T>) = sum[v];
-  }
-  for (; c + kLanes<T> <= length; c += kLanes<T>) {
-    Vector<T> sum{};
-    for (int64_t i = 0; i < count; ++i) sum += weight[i] * load(source + row[i] + c);
-    at(out + c) = sum;
-  }
+  };
+  sum_vectors(std::integral_constant<int64_t, 4>{});
+  sum_vectors(std::integral_constant<int64_t, 2>{});
+  sum_vectors(std::integral_constant<int64_t, 1>{});
   for (; c < length; ++c) {
     T sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += weight[i] * source[row[i] + c];
@@ -487,6 +520,39 @@ inline Vector<T> scatter_and_multiply(
   return products;
 }
 
+// scatter_and_dot_rows for the next kVectors vectors of every row, from channel c on: adds to dots.
+template <typename T, int kVectors>
+void scatter_and_dot_vectors(
+    int64_t count,
+    int64_t c,
+    const T* source,
+    const int64_t* row,
+    const T* weight,
+    const T* gradient,
+    T* target,
+    T* dots) {
+  Vector<T> held[kVectors];
+  for (int v = 0; v < kVectors; ++v) held[v] = load(gradient + c + v * kLanes<T>);
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    Vector<T> products[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int64_t at_row = row[i + j] + c;
+      products[j] =
+          scatter_and_multiply<T, kVectors>(source + at_row, weight[i + j], held, target + at_row);
+    }
+    T sums[4];
+    sums_of_four<T>(products[0], products[1], products[2], products[3], sums);
+    for (int j = 0; j < 4; ++j) dots[i + j] += sums[j];
+  }
+  for (; i < count; ++i) {
+    const int64_t at_row = row[i] + c;
+    dots[i] += horizontal_sum<T>(
+        scatter_and_multiply<T, kVectors>(source + at_row, weight[i], held, target + at_row));
+  }
+}
+
 template <typename T>
 void scatter_and_dot_rows(
     int64_t count,
@@ -497,30 +563,16 @@ void scatter_and_dot_rows(
     const T* gradient,
     T* target,
     T* dots) {
-  constexpr int kVectors = 4;  // of a gradient that the registers hold
   int64_t c = 0;
   for (int64_t i = 0; i < count; ++i) dots[i] = T(0);
-  for (; c + kVectors * kLanes<T> <= length; c += kVectors * kLanes<T>) {
-    Vector<T> held[kVectors];
-    for (int v = 0; v < kVectors; ++v) held[v] = load(gradient + c + v * kLanes<T>);
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-      Vector<T> products[4];
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const int64_t at_row = row[i + j] + c;
-        products[j] = scatter_and_multiply<T, kVectors>(
-            source + at_row, weight[i + j], held, target + at_row);
-      }
-      T sums[4];
-      sums_of_four<T>(products[0], products[1], products[2], products[3], sums);
-      for (int j = 0; j < 4; ++j) dots[i + j] += sums[j];
-    }
-    for (; i < count; ++i) {
-      const int64_t at_row = row[i] + c;
-      dots[i] += horizontal_sum<T>(
-          scatter_and_multiply<T, kVectors>(source + at_row, weight[i], held, target + at_row));
-    }
+  for (; c + 4 * kLanes<T> <= length; c += 4 * kLanes<T>) {
+    scatter_and_dot_vectors<T, 4>(count, c, source, row, weight, gradient, target, dots);
+  }
+  for (; c + 2 * kLanes<T> <= length; c += 2 * kLanes<T>) {
+    scatter_and_dot_vectors<T, 2>(count, c, source, row, weight, gradient, target, dots);
+  }
+  for (; c + kLanes<T> <= length; c += kLanes<T>) {
+    scatter_and_dot_vectors<T, 1>(count, c, source, row, weight, gradient, target, dots);
   }
   if (c == length) return;
   for (int64_t i = 0; i < count; ++i) {

@@ -132,35 +132,6 @@ inline void add_at(T* p, const RowMask<T>& mask, T factor, const Row<T>& row) {
 }
 #endif
 
-// out[j * out_stride + i] = in[i * in_stride + j] for i, j < 8.
-template <typename T>
-inline void transpose_eight(const T* in, int64_t in_stride, T* out, int64_t out_stride) {
-  for (int64_t i = 0; i < 8; ++i) {
-    for (int64_t j = 0; j < 8; ++j) out[j * out_stride + i] = in[i * in_stride + j];
-  }
-}
-#if D2_DEFORM_VECTOR_BYTES >= 32
-template <>
-inline void transpose_eight(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  __m256 r[8], s[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(in + i * in_stride);
-  for (int i = 0; i < 8; i += 2) {
-    s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(s[i], s[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(s[i], s[i + 2], 0xee);
-    r[i + 2] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(s[i + 1], s[i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-#endif
-
 template <typename T>
 inline int64_t largest(const IndexVector<T>& values) {
   Index<T> part[kLanes<T>];

@@ -1,11 +1,24 @@
-// What deformable RoI pooling and its position-sensitive kind share on the CPU: a bin's cells.
+// What deformable RoI pooling and its position-sensitive kind share on the CPU: the boxes of a picture, a bin's cells.
 #pragma once
 
 #include "../pool_shape.h"
 #include "../roi_geometry.h"
 #include "../tensors.h"
+#include "kernels.h"
 
 namespace d2_deform::cpu {
+
+// The boxes of every picture, in their order; last, those of pictures that do not exist.
+template <typename T>
+std::vector<std::vector<int64_t>> boxes_of_pictures(
+    const PoolShape& s, const RoIRule& rule, const T* rois) {
+  std::vector<std::vector<int64_t>> boxes(s.batch + 1);
+  for (int64_t r = 0; r < s.rois; ++r) {
+    const int64_t n = make_roi(rois + 5 * r, s.batch, rule).batch;
+    boxes[n < 0 ? s.batch : n].push_back(r);
+  }
+  return boxes;
+}
 
 // The cells that one bin reads, as lists per axis and as their product.
 template <typename T>
@@ -28,12 +41,9 @@ struct BinCells {
 
   // offset: x shift of this bin, its y shift s.bins() further; null = rigid.
   void find(
-      const PoolShape& s,
-      const RoI<T>& roi,
-      const RoIRule& rule,
-      int64_t ph,
-      int64_t pw,
-      const T* offset) {
+      const PoolShape& s, const RoI<T>& roi, const RoIRule& rule, int64_t bin, const T* offset) {
+    const int64_t ph = bin / s.pooled_w;
+    const int64_t pw = bin % s.pooled_w;
     const T shift_x = offset ? offset[0] : T(0);
     const T shift_y = offset ? offset[s.bins()] : T(0);
     const BinAxis<T> y_axis = bin_axis(roi.y, roi.height, ph, s.pooled_h, shift_y, s.height, rule);
@@ -52,6 +62,20 @@ struct BinCells {
         row[i] = base + (y[a].cell * s.width + x[b].cell) * stride;
         weight[i] = y[a].weight * x[b].weight * scale;
       }
+    }
+  }
+
+  // One gradient, of `length` channels: to the rows of grad_rows, times their weights, and its products with those of rows to
+  // dots. Both begin where row counts from, and either may be null.
+  void backward(int64_t length, const T* gradient, const T* rows, T* grad_rows) {
+    const Kernels<T>& kernel = kernels<T>();
+    if (rows && grad_rows) {
+      kernel.scatter_and_dot_rows(
+          size(), length, rows, row.data(), weight.data(), gradient, grad_rows, dots.data());
+    } else if (grad_rows) {
+      kernel.weighted_scatter(size(), length, gradient, row.data(), weight.data(), grad_rows);
+    } else {
+      kernel.dot_rows(size(), length, rows, row.data(), gradient, dots.data());
     }
   }
 

@@ -116,6 +116,15 @@ bool has_rows(const Tensor& input) {
          input.stride(2) == input.size(3) * input.size(1);
 }
 
+// One picture -> rows[cell][channel], by all threads.
+template <typename S, typename T>
+void load_picture(const Picture<S>& map, T* rows) {
+  torch::stable::parallel_for(0, map.height, 4, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * map.width;
+    load_rows(map, first, end * map.width, rows + first * map.channels, map.channels);
+  });
+}
+
 // Pictures [first, first + count) -> rows[picture][cell][channel], by all threads.
 template <typename S, typename T>
 void load_pictures(const Tensor& input, int64_t first, int64_t count, T* rows) {

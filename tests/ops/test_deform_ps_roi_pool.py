@@ -158,6 +158,31 @@ def test_packs_match_reference(
     assert_matches(deform_ps_roi_pool, reference.deform_ps_roi_pool, arguments)
 
 
+# Eight classes or more that share an offset are pooled together, up to 32 at a time; of a
+# channels-last map, neighbouring positions are laid out together.
+SHARED: dict[str, dict[str, Any]] = {
+    "8 classes": {"out_channels": 8},
+    "40 classes of three pictures": {"out_channels": 40, "batch": 3, "rois": 9},
+    "two offsets for 9 classes each": {"out_channels": 18, "class_groups": 2},
+    "7x7 positions": {"out_channels": 21, "group_size": 7, "output_size": 7, "rois": 3},
+    "more bins than positions": {"out_channels": 9, "group_size": 3, "output_size": (4, 5)},
+    "17 samples": {"out_channels": 8, "size": (20, 30), "sampling_ratio": 17},
+    "rigid": {"out_channels": 33, "class_groups": None},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", SHARED.values(), ids=SHARED.keys())
+def test_classes_that_share_offsets_match_reference(
+    device: str, shape: dict[str, Any], format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    shape = {"class_groups": 1, **shape}
+    arguments = make_arguments("deform_ps_roi_pool", device, dtype, **shape)
+    arguments["input"] = arguments["input"].to(memory_format=format)
+    assert_matches(deform_ps_roi_pool, reference.deform_ps_roi_pool, arguments)
+
+
 @pytest.mark.parametrize("sampling_ratio", [4, 17])
 def test_cells_that_no_sample_reads_may_hold_nan(device: str, sampling_ratio: int) -> None:
     """Columns of NaN right of the boxes, a row of NaN below; and nothing is added to either."""

@@ -74,6 +74,21 @@ def test_matches_reference(
     assert_matches(COMPILED[name], REFERENCE[name], arguments)
 
 
+@pytest.mark.parametrize(
+    "format", [torch.contiguous_format, torch.channels_last], ids=["first", "last"]
+)
+def test_map_too_large_to_be_laid_out_at_once(
+    device: str, name: str, format: torch.memory_format
+) -> None:
+    """About 12 MB: its channels are laid out and pooled some at a time."""
+    channels = {"deform_roi_pool": 70, "deform_ps_roi_pool": 20}[name]
+    arguments = make_arguments(
+        name, device, torch.float32, batch=1, out_channels=channels, size=(180, 220)
+    )
+    arguments["input"] = arguments["input"].to(memory_format=format)
+    assert_matches(COMPILED[name], REFERENCE[name], arguments)
+
+
 @pytest.mark.parametrize("coordinates", ["features' dtype", "float32"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
