@@ -16,8 +16,9 @@
 namespace d2_deform::cpu {
 namespace {
 
-constexpr int64_t kPlanes = 32;           // of a run, at most
+constexpr int64_t kPlanes = 64;           // of a run, at most
 constexpr int64_t kPlaneBytes = 3 << 20;  // of those, at most, unless a single one has more
+constexpr int64_t kBlockCells = 16;
 constexpr int64_t kTileBins = 512;
 constexpr int64_t kTileBytes = 1 << 18;  // one value for each of its bins and boxes
 
@@ -120,9 +121,11 @@ class Planes {
     const int64_t size = size_;
     T* data = data_;
     if constexpr (std::is_same_v<S, T>) {
-      if (channels_last(map)) {
-        kernels<T>().transpose(
-            shape_.cells(), map.channels, map.data, map.column_stride, data, size);
+      if (map.has_rows()) {
+        for_each_block([&](int64_t cell, int64_t cells) {
+          const T* rows = map.data + cell * map.column_stride;
+          kernels<T>().transpose(cells, map.channels, rows, map.column_stride, data + cell, size);
+        });
         return;
       }
     }
@@ -141,9 +144,11 @@ class Planes {
     const int64_t size = size_;
     const T* data = data_;
     if constexpr (std::is_same_v<S, T>) {
-      if (channels_last(map)) {
-        kernels<T>().transpose(
-            map.channels, shape_.cells(), data, size, map.data, map.column_stride);
+      if (map.has_rows()) {
+        for_each_block([&](int64_t cell, int64_t cells) {
+          T* rows = map.data + cell * map.column_stride;
+          kernels<T>().transpose(map.channels, cells, data + cell, size, rows, map.column_stride);
+        });
         return;
       }
     }
@@ -158,8 +163,15 @@ class Planes {
   T* plane(int64_t i) const { return data_ + i * size_; }
 
  private:
-  static bool channels_last(const Picture<S>& map) {
-    return map.channel_stride == 1 && map.row_stride == map.width * map.column_stride;
+  // Calls f(first cell, cells) for all cells of a map, as many at a time as a processor keeps addresses of pages: the rows of
+  // a channels-last map with many classes lie on pages of their own, each of them to be visited once.
+  template <typename F>
+  void for_each_block(const F& f) const {
+    const int64_t blocks = std::max<int64_t>(1, shape_.cells() / kBlockCells);
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t first = i * shape_.cells() / blocks;
+      f(first, (i + 1) * shape_.cells() / blocks - first);
+    }
   }
 
   void point_at(const Picture<S>& map) {

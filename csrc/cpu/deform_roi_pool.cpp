@@ -12,16 +12,17 @@ namespace {
 constexpr int64_t kSliceChannels = 64;  // whose share of the offsets' gradient is one sum
 constexpr int64_t kSlicesAtOnce = 2;    // of one thread, for which a bin's cells are found once
 constexpr int64_t kLeastChannels = 16;  // laid out at a time: a vector, a cache line
-constexpr int64_t kForwardBytes = 8'000'000;   // of a picture laid out, for all threads
+constexpr int64_t kForwardBytes = 5'000'000;   // of a picture laid out, for all threads
 constexpr int64_t kBackwardBytes = 3'500'000;  // of a map, and of its gradient, for each thread
 
 // How many channels of a picture are laid out at a time in the forward pass.
 template <typename T>
 int64_t channels_at_once(const PoolShape& s) {
   const int64_t fitting = kForwardBytes / (s.cells() * static_cast<int64_t>(sizeof(T)));
-  const int64_t most = std::max(kLeastChannels, fitting);
+  if (fitting >= s.in_channels) return s.in_channels;
+  const int64_t most = std::max(kLeastChannels, fitting - fitting % kLeastChannels);
   const int64_t parts = (s.in_channels + most - 1) / most;
-  return parts == 1 ? s.in_channels : round_up(s.in_channels / parts, kLeastChannels);
+  return round_up((s.in_channels + parts - 1) / parts, kLeastChannels);
 }
 
 struct Channels {
