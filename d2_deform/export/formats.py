@@ -23,7 +23,8 @@ def export_network(
     """A network as a file's contents; height and width of the picture stay free.
 
     Args:
-        network: of :func:`~d2_deform.export.networks.build_exported`, on CPU.
+        network: of :func:`~d2_deform.export.networks.build_exported`, on CPU; its parameters
+            require no gradient afterwards.
         format: a key of ``FORMATS``.
         settings: told with the file: metadata of an ONNX file, for the others extra files of these
             names.
