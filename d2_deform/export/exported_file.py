@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-import d2_deform.ops  # noqa: F401  (so are ours, but for ONNX)
+import d2_deform.ops  # noqa: F401  (its operators are in the files, as torchvision's are)
 
 __all__ = ["Difference", "compare_detections", "load_exported"]
 
