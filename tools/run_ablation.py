@@ -36,8 +36,8 @@ def get_parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         choices=DATA,
-        help="digits* are made on demand; voc_folder is your own, by option DATASETS.VOC_FOLDER.ROOT; "
-        "the others lie below $DETECTRON2_DATASETS",
+        help="digits* are made on demand; voc_folder is your own, by option "
+        "DATASETS.VOC_FOLDER.ROOT; the others lie below $DETECTRON2_DATASETS",
     )
     parser.add_argument(
         "--seeds",

@@ -71,7 +71,9 @@ def test_stopped_and_taken_up_again(tool, tiny, tmp_path, capsys):
 
 def test_flawed_commands_get_one_line(tool, tiny, tmp_path):
     main = tool("run_ablation").main
-    with pytest.raises(ConfigError, match=r"rfcn on cityscapes: .* accepted: voc, coco, voc_folder"):
+    with pytest.raises(
+        ConfigError, match=r"rfcn on cityscapes: .* accepted: voc, coco, voc_folder"
+    ):
         main(["--table", "1", "--method", "rfcn", "--data", "cityscapes"])
     for text in ("wide", "wide MODEL.RFCN.CONV_DIM", "a/b MODEL.RFCN.CONV_DIM 8"):
         with pytest.raises(ConfigError, match=r"--arm '.*': expected a name"):
