@@ -1,5 +1,6 @@
 """What deformable RoI pooling and its position-sensitive kind share: checks, gradients."""
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def check_pooling(
     offset: Tensor | None,
     output_size: tuple[int, int],
     out_channels: int,
+    spatial_scale: float,
     sampling_ratio: int,
 ) -> None:
     """Raises TypeError or ValueError, naming the argument, unless the kernels can run."""
@@ -30,6 +32,8 @@ def check_pooling(
         raise ValueError(
             f"rois: expected shape (R, 5) = (batch index, x1, y1, x2, y2), got {tuple(rois.shape)}"
         )
+    if not 0 < spatial_scale < math.inf:
+        raise ValueError(f"spatial_scale: expected a finite number above 0, got {spatial_scale!r}")
     check_count("sampling_ratio", sampling_ratio, 1)
     if sampling_ratio > MOST_SAMPLES:
         raise ValueError(f"sampling_ratio: expected at most {MOST_SAMPLES}, got {sampling_ratio}")

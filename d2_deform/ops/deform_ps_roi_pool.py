@@ -65,7 +65,7 @@ def deform_ps_roi_pool(
             f"{tuple(input.shape)}"
         )
     out_channels = input.shape[1] // group_size**2
-    check_pooling(input, rois, offset, pooled, out_channels, sampling_ratio)
+    check_pooling(input, rois, offset, pooled, out_channels, spatial_scale, sampling_ratio)
     return torch.ops.d2_deform.deform_ps_roi_pool(
         input, rois, offset, *pooled, group_size, spatial_scale, sampling_ratio, gamma, aligned
     )

@@ -61,7 +61,7 @@ def deform_roi_pool(
     rois = autocast_coordinates(rois, input)  # type: ignore[assignment]
     offset = autocast_coordinates(offset, input)
     pooled = pair("output_size", output_size, 1)
-    check_pooling(input, rois, offset, pooled, input.shape[1], sampling_ratio)
+    check_pooling(input, rois, offset, pooled, input.shape[1], spatial_scale, sampling_ratio)
     return torch.ops.d2_deform.deform_roi_pool(
         input, rois, offset, *pooled, spatial_scale, sampling_ratio, gamma, aligned
     )

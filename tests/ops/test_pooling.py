@@ -487,6 +487,10 @@ WRONG_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "no bins": (changed(output_size=0), "output_size"),
     "three bin numbers": (changed(output_size=(3, 2, 1)), "output_size"),
     "no samples": (changed(sampling_ratio=0), "sampling_ratio"),
+    "no scale": (changed(spatial_scale=0.0), "spatial_scale"),
+    "negative scale": (changed(spatial_scale=-0.5), "spatial_scale"),
+    "scale that is no number": (changed(spatial_scale=float("nan")), "spatial_scale"),
+    "infinite scale": (changed(spatial_scale=float("inf")), "spatial_scale"),
 }
 
 
