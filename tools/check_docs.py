@@ -11,6 +11,7 @@ cannot run here is listed with the reason. Exit status 1: something failed, or i
 
 import argparse
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -150,7 +151,12 @@ def make_workspace(folder: str) -> None:
             os.makedirs(of_class, exist_ok=True)
             picture = cv2.resize(cv2.imread(path), (256, 256))
             cv2.imwrite(os.path.join(of_class, f"{number}.png"), picture)
-    torch.save({"model": {}}, os.path.join(folder, "path", "to", "backbone.pkl"))
+    # Weights to be downloaded, or somebody's own: with none in them, a network keeps its start
+    zoo = os.path.join(folder, "cache", "detectron2", "ImageNetPretrained", "MSRA")
+    os.makedirs(zoo)
+    for path in (f"{zoo}/R-50.pkl", f"{zoo}/R-101.pkl", f"{folder}/path/to/backbone.pkl"):
+        with open(path, "wb") as file:
+            pickle.dump({"model": {}, "__author__": "tools/check_docs.py"}, file)
     torch.save(resnet50().state_dict(), os.path.join(folder, "resnet50.pth"))
 
 
@@ -160,7 +166,7 @@ def run_command(command: str, folder: str) -> str:
     done = subprocess.run(
         ["bash", "-c", python + shorten(command)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": ROOT},
+        env={**os.environ, "PYTHONPATH": ROOT, "FVCORE_CACHE": os.path.join(folder, "cache")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
