@@ -35,7 +35,16 @@ SHORTER: dict[str, list[str]] = {
 }
 # Flags put right behind the tool's name, before those of the page. argparse takes the last one.
 FLAGS: dict[str, list[str]] = {
-    "tools/run_ablation.py": ["--iterations", "2"],
+    "tools/run_ablation.py": [
+        "--iterations",
+        "2",
+        "--num-gpus",
+        "0",
+        "--seeds",
+        "1",
+        "--rows",
+        "plain",
+    ],
 }
 # Words of a command in place of others
 INSTEAD = {"--num-gpus 8": "--num-gpus 0", "--seeds 1 2 3": "--seeds 1"}
@@ -48,6 +57,7 @@ NOT_RUN = {
     r".*(--input|WEIGHTS) (rfcn_dcn|faster_rcnn_m?d)": "others' files; tests/checkpoint",
     r"python -m pytest": "make test",
     r"git clone": "no network",
+    r"python tools/run_ablation.py .*--data (voc|cityscapes)\b": "needs the data set",
     r"(\w+=\S+ )*(torchrun|srun|sbatch)\b|.* --num-machines": "several machines",
     r"python tools/soak\.py": "long",
 }

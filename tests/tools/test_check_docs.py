@@ -45,7 +45,8 @@ def test_a_page_is_read_by_commands(tmp_path, monkeypatch):
     [
         (
             "python tools/run_ablation.py --table 1 KEY 1",
-            "python tools/run_ablation.py --iterations 2 --table 1 KEY 1 SOLVER.IMS_PER_BATCH 2",
+            "python tools/run_ablation.py --iterations 2 --num-gpus 0 --seeds 1 --rows plain "
+            "--table 1 KEY 1 SOLVER.IMS_PER_BATCH 2",
         ),
         ("python tools/plot_metrics.py a", "python tools/plot_metrics.py a"),
     ],
@@ -57,3 +58,5 @@ def test_commands_are_shortened(command, short):
 def test_reasons():
     assert why_not("make test") == "tested by its own use"
     assert why_not("python tools/demo.py") is None
+    assert why_not("python tools/run_ablation.py --data voc") == "needs the data set"
+    assert why_not("python tools/run_ablation.py --data voc_folder") is None
