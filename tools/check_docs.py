@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,7 @@ class Example:
 
 
 def find_pages() -> list[str]:
-    """README.md first: it trains what the other pages use."""
+    """README.md and its like first."""
     pages = ["README.md", "CONTRIBUTING.md", "csrc/README.md"]
     found = glob("docs/**/*.md", root_dir=ROOT, recursive=True)
     return [*pages, *sorted(found)]
@@ -137,15 +138,25 @@ def make_workspace(folder: str) -> None:
     import cv2
     import torch
     from detectron2.data import DatasetCatalog
+    from detectron2.utils.file_io import PathManager
     from torchvision.models import resnet50
 
+    from d2_deform import model_zoo
     from d2_deform.data import write_deformed_digits
 
     for name in os.listdir(ROOT):
         if not name.startswith(".") and name not in ("output", "build", "dist"):
             os.symlink(os.path.join(ROOT, name), os.path.join(folder, name))
-    os.makedirs(os.path.join(folder, "output", "quickstart"))
-    for name in ("config.yaml", "model_final.pth"):  # of the quick start, trained by README's page
+    trained = os.path.join(folder, "output", "quickstart")  # as the quick start leaves it
+    os.makedirs(trained)
+    config = model_zoo.get_config("quickstart.yaml")
+    weights = PathManager.get_local_path(model_zoo.get_checkpoint_url("quickstart.yaml"))
+    shutil.copy(weights, os.path.join(trained, "model_final.pth"))
+    with open(os.path.join(trained, "config.yaml"), "w") as file:
+        file.write(config.dump())
+    with open(os.path.join(trained, "metrics.json"), "w") as file:
+        file.write('{"iteration": 19, "total_loss": 2.0}\n{"iteration": 39, "total_loss": 1.0}\n')
+    for name in ("config.yaml", "model_final.pth"):
         os.symlink(os.path.join("quickstart", name), os.path.join(folder, "output", name))
 
     pictures = [record["file_name"] for record in DatasetCatalog.get("deformed_digits_val")[:3]]
@@ -187,14 +198,21 @@ def run_command(command: str, folder: str) -> str:
     return f"exit {done.returncode}: {lines[-1]}"
 
 
+# What examples take for granted
 _NAMES = """
 import cv2, torch
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from d2_deform.engine import load_config
 image = cv2.imread("picture.jpg")
 predictor = DefaultPredictor(
     load_config("configs/quickstart.yaml", ["MODEL.WEIGHTS", "output/quickstart/model_final.pth"])
 )
+model = build_model(predictor.cfg)
+batch = next(iter(build_detection_train_loader(predictor.cfg)))
+EventStorage().__enter__()  # as within a training
 """
 
 
