@@ -31,7 +31,7 @@ _STEPS = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "
 # the first that fits
 SHORTER: dict[str, list[str]] = {
     "tools/train_net.py": _STEPS,
-    "tools/pretrain_classifier.py": [*_STEPS, "SOLVER.IMS_PER_BATCH", "2"],
+    "tools/pretrain_classifier.py": [*_STEPS, "SOLVER.IMS_PER_BATCH", "8"],
     "tools/run_ablation.py": ["SOLVER.IMS_PER_BATCH", "2"],
 }
 # Flags put right behind the tool's name, before those of the page. argparse takes the last one.
