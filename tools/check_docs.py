@@ -161,7 +161,7 @@ def make_workspace(folder: str) -> None:
 
     pictures = [record["file_name"] for record in DatasetCatalog.get("deformed_digits_val")[:3]]
     for name, path in zip(["picture.jpg", "a.jpg", "b.jpg"], pictures, strict=True):
-        os.symlink(path, os.path.join(folder, name))
+        cv2.imwrite(os.path.join(folder, name), cv2.resize(cv2.imread(path), (384, 384)))
     voc = os.path.join(folder, "path", "to", "folder")
     write_deformed_digits(voc, "train", 8)
     with open(os.path.join(voc, "ImageSets", "Main", "test.txt"), "w") as file:
