@@ -5,25 +5,24 @@
 in place of ``from torchvision.ops import ...``. torchvision itself is not needed.
 """
 
-import math
-
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from d2_deform.ops import deform_conv2d
 
 __all__ = ["DeformConv2d", "deform_conv2d"]
 
 
-class DeformConv2d(nn.Module):
+class DeformConv2d(nn.Conv2d):
     """``torchvision.ops.DeformConv2d``: the offsets, and for DCNv2 the mask, are the caller's.
 
-    It is initialised as that one, draws the same random numbers and has the same ``state_dict``.
-    A layer that learns its offsets is :class:`d2_deform.layers.DeformConv2d`.
+    It is initialised as that one, draws the same random numbers and has the same ``state_dict``;
+    so has ``nn.Conv2d``, whose subclass it is. A layer that learns its offsets is
+    :class:`d2_deform.layers.DeformConv2d`.
     """
 
-    bias: nn.Parameter | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
 
     def __init__(
         self,
@@ -44,30 +43,14 @@ class DeformConv2d(nn.Module):
         Raises:
             ValueError: ``groups`` does not divide the channels.
         """
-        super().__init__()
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name}: {channels} given, accepted are multiples of {groups}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
-        self.groups = groups
-        self.weight = nn.Parameter(
-            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.weight[0].numel())
-            nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """
         Args:
             input (Tensor[N, C, H, W]): features.
@@ -88,16 +71,3 @@ class DeformConv2d(nn.Module):
             self.dilation,
             mask,
         )
-
-    def extra_repr(self) -> str:
-        text = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}"
-        )
-        if self.padding != (0, 0):
-            text += f", padding={self.padding}"
-        if self.dilation != (1, 1):
-            text += f", dilation={self.dilation}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        return text if self.bias is not None else f"{text}, bias=False"
