@@ -20,9 +20,8 @@ def convert_detectron2(source: Mapping[str, Tensor], cfg: CfgNode) -> Conversion
 
     Args:
         source: a network's weights by name.
-        cfg: not read.
+        cfg: not read; every conversion takes one.
     """
-    del cfg
     done = Conversion()
     for name, value in source.items():
         if name.startswith(_NOT_LEARNT):

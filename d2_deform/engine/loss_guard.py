@@ -34,7 +34,10 @@ class LossGuard:
 
     def check(self, iteration: int) -> None:
         """Raises NonFiniteLoss if a loss of this process is infinite or NaN."""
-        if not all(torch.isfinite(loss).all() for loss in self._losses.values()):
+        # Their sum is finite only if all are; a GPU is then waited for once, not for each.
+        if self._losses and not torch.isfinite(
+            torch.stack([loss.sum() for loss in self._losses.values()]).sum()
+        ):
             raise self.error(iteration)
 
     def error(self, iteration: int) -> NonFiniteLoss:
