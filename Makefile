@@ -18,7 +18,7 @@ endif
 
 SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup quickstart test benchmark sanitize cuda docs wheel compat lock lint format clean
+.PHONY: help setup quickstart test benchmark sanitize cuda docs docs-check wheel compat lock lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
