@@ -41,7 +41,12 @@ def run(function, model, picture):
 
 @pytest.mark.parametrize(
     "make_backbone, modulated",
-    [(make_resnet, False), (make_frozen_resnet, True), (make_inception_resnet, True)],
+    [
+        (make_resnet, False),
+        (make_frozen_resnet, True),
+        (make_inception_resnet, False),
+        (make_inception_resnet, True),
+    ],
 )
 def test_backbones(make_backbone, modulated):
     torch._dynamo.reset()
