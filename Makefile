@@ -53,7 +53,7 @@ docs-check: setup  ## runs every command and Python example of the documentation
 
 .venv-docs/ready: docs/requirements.txt
 	@echo "docs: making .venv-docs with MkDocs"
-	@$(PYTHON) -m venv .venv-docs && .venv-docs/bin/pip install -q --disable-pip-version-check -r $<
+	@$(PYTHON) -m venv .venv-docs && .venv-docs/bin/pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 wheel: setup  ## one wheel for every Python and every torch from 2.10 on, in dist/, tried in two clean environments
@@ -63,7 +63,7 @@ wheel: setup  ## one wheel for every Python and every torch from 2.10 on, in dis
 compat: setup  ## all tests in other stacks: newest and oldest torch, Python 3.10 to 3.13 (hours; COMPAT_ARGS=oldest)
 	@$(ENV_PYTHON) tools/compat.py $(COMPAT_ARGS)
 
-lock:  ## requirements.lock anew, after a change of constraints.txt or setup.py
+lock:  ## requirements.lock and docs/requirements.txt anew, after a change of constraints.txt or setup.py
 	@$(ENV_PYTHON) tools/lock_requirements.py
 
 lint: setup  ## formatting, ruff, mypy, clang-format: reports, changes nothing

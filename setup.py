@@ -164,6 +164,8 @@ setup(
         "benchmark": ["torchvision", "onnx>=1.16", "onnxruntime>=1.20", "matplotlib>=3.7"],
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "clang-format", "ninja"],
+        # The site's, in an environment of its own: make docs. Ruff formats signatures.
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings-python>=2", "latex2mathml>=3.78", "ruff"],
     },
     ext_modules=libraries(),
     cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes requirements.lock: what ``make setup`` installs, by checksum (``make lock``).
+"""Writes what ``make setup`` and ``make docs`` install, by checksum (``make lock``).
 
-The versions are those of constraints.txt, for the rest those of the old lock or the newest; every
-Python from 3.10 on and every platform that PyTorch serves is in the one file. Needs uv
-(``pip install uv``) and runs in the environment of ``make setup``, whose Detectron2 tells what it
-requires.
+That is requirements.lock and docs/requirements.txt. The versions are those of constraints.txt, for
+the rest those of the old file or the newest; every Python from 3.10 on and every platform that
+PyTorch serves is in the one file. Needs uv (``pip install uv``) and runs in the environment of
+``make setup``, whose Detectron2 tells what it requires.
 """
 
 import importlib.metadata
@@ -22,15 +22,17 @@ from tools import setup_env  # noqa: E402
 
 # The environment's own tools, and torchvision, which Detectron2 imports without naming it.
 BESIDE = ["torchvision", "setuptools<81", "wheel", "ninja"]
-HEADER = f"""\
-# What make setup installs into .venv, by version and SHA-256; made by `make lock`, of setup.py and
-# constraints.txt. Not here: {setup_env.DETECTRON2}, whose checksum is in tools/setup_env.py.
-"""
+DOCS_LOCK = ROOT / "docs" / "requirements.txt"
+HOW = "by version and SHA-256; made by `make lock`, of setup.py and\n# constraints.txt."
 
 
-def requirements() -> list[str]:
+def read_plugin() -> Any:
+    """What setup.py tells, as a setuptools distribution."""
+    return run_setup(str(ROOT / "setup.py"), stop_after="init")
+
+
+def setup_requirements(plugin: Any) -> list[str]:
     """What the plugin (with the set-up's extras) and Detectron2 require."""
-    plugin: Any = run_setup(str(ROOT / "setup.py"), stop_after="init")
     found = [*BESIDE, *plugin.install_requires]
     for extra in setup_env.EXTRAS.split(","):
         found += plugin.extras_require[extra]
@@ -39,20 +41,30 @@ def requirements() -> list[str]:
     return found
 
 
-def lock() -> None:
+def lock(requirements: list[str], path: Path, header: str) -> None:
+    """Writes all that some requirements bring along, each with its version and checksums."""
     uv = shutil.which("uv")
     if uv is None:
         sys.exit("lock: uv was not found; get it by `pip install uv`.")
     command = [uv, "pip", "compile", "-", "--quiet", "--universal", "--python-version=3.10"]
     command += ["--generate-hashes", "--no-annotate", "--no-header"]
-    command += ["-c", str(setup_env.CONSTRAINTS), "-o", str(setup_env.LOCK)]
+    command += ["-c", str(setup_env.CONSTRAINTS), "-o", str(path)]
     done = subprocess.run(
-        command, input="\n".join(requirements()), text=True, stdout=subprocess.DEVNULL
+        command, input="\n".join(requirements), text=True, stdout=subprocess.DEVNULL
     )
     if done.returncode != 0:
-        sys.exit("lock: uv failed, its messages are above; requirements.lock is as it was.")
-    setup_env.LOCK.write_text(HEADER + setup_env.LOCK.read_text())
+        sys.exit(f"lock: uv failed, its messages are above; {path} is as it was.")
+    path.write_text(header + path.read_text())
+
+
+def main() -> None:
+    plugin = read_plugin()
+    absent = f"Not here: {setup_env.DETECTRON2}, whose checksum is in tools/setup_env.py."
+    header = f"# What make setup installs into .venv, {HOW} {absent}\n"
+    lock(setup_requirements(plugin), setup_env.LOCK, header)
+    header = f"# What make docs installs into .venv-docs, {HOW}\n"
+    lock(plugin.extras_require["docs"], DOCS_LOCK, header)
 
 
 if __name__ == "__main__":
-    lock()
+    main()
