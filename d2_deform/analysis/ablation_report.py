@@ -18,9 +18,12 @@ __all__ = [
     "Results",
     "compare_rows",
     "draw_comparison",
+    "estimate_cells",
+    "estimate_texts",
     "format_csv",
     "format_markdown",
     "format_runs_csv",
+    "to_csv",
 ]
 
 # Of every row by name, of every seed, a run's figures by their keys
@@ -159,14 +162,11 @@ def format_markdown(study: Study, table: int, comparisons: Sequence[Comparison])
         for comparison in comparisons:
             if comparison.metric != metric:
                 continue
-            value, gain = comparison.value, comparison.gain
             line = [
                 comparison.row.title,
-                str(value.count) if value else "0",
-                value.text() if value else "",
-                value.interval() if value else "",
-                gain.text("+") if gain else "",
-                gain.interval("+") if gain else "",
+                str(len(comparison.values)),
+                *estimate_texts(comparison.value),
+                *estimate_texts(comparison.gain, "+"),
             ]
             if has_paper:
                 line += [_show(comparison.paper), _show(comparison.paper_gain, "+")]
@@ -181,6 +181,11 @@ def format_markdown(study: Study, table: int, comparisons: Sequence[Comparison])
         "with the same seed. Empty: not run, or too few runs."
     )
     return "\n\n".join(sections) + "\n"
+
+
+def estimate_texts(estimate: Estimate | None, sign: str = "") -> tuple[str, str]:
+    """The mean with its spread, and its interval, both empty without runs; see `Estimate.text`."""
+    return (estimate.text(sign), estimate.interval(sign)) if estimate else ("", "")
 
 
 def _show(value: float | None, sign: str = "") -> str:
@@ -199,15 +204,16 @@ def format_csv(comparisons: Sequence[Comparison]) -> str:
         lines.append(
             [
                 *(comparison.row.name, comparison.row.title, comparison.metric.name),
-                *_cells(comparison.value),
-                *_cells(comparison.gain),
+                *estimate_cells(comparison.value),
+                *estimate_cells(comparison.gain),
                 *(comparison.paper, comparison.paper_gain),
             ]
         )
-    return _to_csv(lines)
+    return to_csv(lines)
 
 
-def _cells(estimate: Estimate | None) -> list[object]:
+def estimate_cells(estimate: Estimate | None) -> list[object]:
+    """Count, mean, spread and margin for `to_csv`."""
     if estimate is None:
         return [0, None, None, None]
     return [estimate.count, estimate.mean, estimate.spread, estimate.margin]
@@ -226,17 +232,23 @@ def format_runs_csv(runs: Sequence[Mapping[str, Any]]) -> str:
     for run in sorted(runs, key=lambda run: (run["row"], run["seed"])):
         figures = run["figures"]
         lines.append([*(run.get(key) for key in others), *(figures.get(key) for key in keys)])
-    return _to_csv(lines)
+    return to_csv(lines)
 
 
-def _to_csv(lines: Sequence[Sequence[object]]) -> str:
+def to_csv(lines: Sequence[Sequence[object]]) -> str:
+    """Lines of cells as CSV; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
-def draw_comparison(study: Study, table: int, comparisons: Sequence[Comparison]) -> bytes:
+def draw_comparison(title: str, comparisons: Sequence[Comparison], paper_data: str = "") -> bytes:
     """The table as a picture: figures on the left, gains beside the paper's on the right.
+
+    Args:
+        title: stands above.
+        comparisons: all rows by the first metric, then by the second, and so on.
+        paper_data: where the paper measured its figures, if they are there.
 
     Returns:
         A PNG.
@@ -265,7 +277,7 @@ def draw_comparison(study: Study, table: int, comparisons: Sequence[Comparison])
         for panel in (left, right):
             panel.grid(axis="x", color="0.9")
             panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"Table {table}: {study.method} on {study.data}")
+    figure.suptitle(title)
     labels = {
         "one run (one seed)": panels[0, 0].plot([], [], **_RUN_STYLE)[0],
         "mean, 95 % confidence interval from three runs on": panels[0, 0].plot(
@@ -273,7 +285,7 @@ def draw_comparison(study: Study, table: int, comparisons: Sequence[Comparison])
         )[0],
     }
     if any(comparison.paper_gain is not None for comparison in comparisons):
-        name = f"the paper's gain ({study.paper_data}, ResNet-101)"
+        name = f"the paper's gain ({paper_data}, ResNet-101)"
         labels[name] = panels[0, 0].plot([], [], **_PAPER_STYLE)[0]
     figure.legend(
         list(labels.values()), list(labels), loc="outside lower center", ncols=3, frameon=False

@@ -47,6 +47,7 @@ from d2_deform.engine.ablation_runs import (
 )
 from d2_deform.engine.defaults import ConfigError, flatten, load_config
 from d2_deform.engine.scaling import scale_to_world_size
+from d2_deform.engine.study_folder import differing_settings
 from d2_deform.engine.whole_file import write_whole
 
 __all__ = ["AblationRunner", "common_options", "shorten_schedule"]
@@ -279,21 +280,10 @@ class AblationRunner:
         return json.loads(json.dumps(settings))
 
     def _check_settings(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Raises a ConfigError where the folder's runs were made with other settings.
-
-        A key that only one of them knows came with another version and is no difference.
-        """
-        differences = []
-        for part in ("config", "rows"):
-            old, new = before.get(part, {}), now[part]
-            differences += [
-                f"{key} {old[key]} (now {new[key]})"
-                for key in new
-                if old.get(key, new[key]) != new[key]
-            ]
-        for part in ("processes", "data", "method"):
-            if before.get(part, now[part]) != now[part]:
-                differences.insert(0, f"{part} {before[part]} (now {now[part]})")
+        """Raises a ConfigError where the folder's runs were made with other settings."""
+        differences = [
+            f"{key} {old} (now {new})" for key, old, new in differing_settings(before, now)
+        ]
         if differences:
             more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise ConfigError(
@@ -405,7 +395,8 @@ class AblationRunner:
         write_whole(f"{stem}.md", format_markdown(self.study, table, comparisons))
         write_whole(f"{stem}.csv", format_csv(comparisons))
         write_whole(os.path.join(self.folder, "runs.csv"), format_runs_csv(runs))
-        write_whole(f"{stem}.png", draw_comparison(self.study, table, comparisons))
+        title = f"Table {table}: {self.study.method} on {self.study.data}"
+        write_whole(f"{stem}.png", draw_comparison(title, comparisons, self.study.paper_data))
 
 
 def _say(line: str) -> None:

@@ -112,7 +112,7 @@ def test_csv_of_every_run():
 
 @pytest.mark.parametrize("results", [RESULTS, {}], ids=["results", "nothing yet"])
 def test_picture(results):
-    png = draw_comparison(STUDY, 1, compare_rows(ROWS, METRICS, results))
+    png = draw_comparison("Table 1", compare_rows(ROWS, METRICS, results), "VOC 2007 test")
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape[1] == 1320 and 300 < picture.shape[0] < 1000
     blue, green, red = np.moveaxis(picture.astype(int), 2, 0)

@@ -23,6 +23,7 @@ from d2_deform.engine.ablation_runs import (
     figures_by_row,
     read_runs,
 )
+from d2_deform.engine.study_folder import read_study
 
 STUDY = find_study("rfcn", "digits")
 
@@ -91,6 +92,9 @@ def test_runs_rows_and_seeds_and_writes_tables(make, tmp_path, capsys):
     assert len(lines) == 1 + 4 and lines[0].startswith("row,seed,iterations,seconds_per_iteration,")
     assert lines[1].startswith("dconv3,1,4,0.5,1,") and lines[1].endswith(",1.0,13.0,6.5")
     assert (folder / "table1.png").read_bytes().startswith(b"\x89PNG")
+    study = read_study(str(folder))
+    assert study.results == figures_by_row(read_runs(str(folder)))
+    assert study.settings["rows"].keys() == {"plain", "dconv3"}
     assert not list(folder.rglob("*.tmp"))
     run = folder / "runs" / "dconv3_seed2"
     assert (run / "output.log").read_text() == "trains 2 3\n"

@@ -19,6 +19,13 @@ TABLE = [
     ),
     ("analyze_model", f"--config-file {CONFIG} --picture-size 0 3", r"--picture-size: 0 given"),
     ("analyze_model", f"--config-file {CONFIG} --image {{file}}", r"{file}"),
+    (
+        "compare_studies",
+        "{folder}/x {folder}/y --output {folder}/z",
+        r"/x/settings\.json: there is no such file",
+    ),
+    ("compare_studies", "{folder} {file} --output {folder}/z", r"{folder}/settings\.json"),
+    ("compare_studies", "{folder} --output {folder}/z", r"alone given, expected two studies"),
     ("crop_objects", "{folder}/x --output {folder}/y", r"/x"),
     ("crop_objects", "{folder} --output {folder}", r"{folder} exists"),
     ("demo", f"--config-file {CONFIG} --input {{file}}", r"MODEL\.WEIGHTS"),
