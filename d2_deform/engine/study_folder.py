@@ -11,11 +11,11 @@ from d2_deform.analysis.ablation_report import Results
 from d2_deform.engine.ablation_runs import figures_by_row
 from d2_deform.engine.defaults import ConfigError
 
-__all__ = ["FinishedStudy", "check_same_but_data", "differing_settings", "read_study"]
+__all__ = ["StudyFolder", "check_same_but_data", "differing_settings", "read_study"]
 
 
 @dataclass(frozen=True)
-class FinishedStudy:
+class StudyFolder:
     """A study as far as it has come.
 
     Attributes:
@@ -29,7 +29,7 @@ class FinishedStudy:
     results: Results
 
 
-def read_study(folder: str) -> FinishedStudy:
+def read_study(folder: str) -> StudyFolder:
     """Reads settings.json and runs.csv of a study's folder; nothing else need be there.
 
     Raises:
@@ -37,7 +37,7 @@ def read_study(folder: str) -> FinishedStudy:
     """
     settings = _read(os.path.join(folder, "settings.json"), _parse_settings)
     runs = _read(os.path.join(folder, "runs.csv"), _parse_runs)
-    return FinishedStudy(folder, settings, figures_by_row(runs))
+    return StudyFolder(folder, settings, figures_by_row(runs))
 
 
 def _read(path: str, parse: Callable[[IO[str]], Any]) -> Any:
@@ -100,7 +100,7 @@ def differing_settings(
 
 
 def check_same_but_data(
-    studies: Sequence[FinishedStudy], rows: Sequence[str], figures: Sequence[str]
+    studies: Sequence[StudyFolder], rows: Sequence[str], figures: Sequence[str]
 ) -> None:
     """Checks that studies may stand beside each other.
 
@@ -130,7 +130,7 @@ def check_same_but_data(
                         raise ConfigError(f"{study.folder}: {row} seed {seed} has no figure {key}.")
 
 
-def _check_settings(study: FinishedStudy, first: FinishedStudy, rows: Sequence[str]) -> None:
+def _check_settings(study: StudyFolder, first: StudyFolder, rows: Sequence[str]) -> None:
     of_other_rows = set(study.settings["rows"]) - set(rows)
     differences = [
         f"{key} is {new}, {old} in {first.folder}"

@@ -6,7 +6,7 @@ import pytest
 
 from d2_deform.engine import ConfigError
 from d2_deform.engine.study_folder import (
-    FinishedStudy,
+    StudyFolder,
     check_same_but_data,
     differing_settings,
     read_study,
@@ -24,7 +24,7 @@ RUNS = "row,seed,torch,bbox/AP,bbox/AP50\nplain,1,2.14.1,,60.5\nplain,2,2.14.1,4
 
 def study(folder="study", results=None, **changes):
     results = results or {"plain": {1: {"bbox/AP50": 60.0}}}
-    return FinishedStudy(folder, {**SETTINGS, **changes}, results)
+    return StudyFolder(folder, {**SETTINGS, **changes}, results)
 
 
 @pytest.fixture
