@@ -4,6 +4,7 @@
 // few taps and channels are gathered into a matrix that stays in the level-2 cache and multiplied into the tile's sums at
 // once. Every output is summed in the same order whatever the tiles and the number of threads.
 #include "deform_conv2d.h"
+#include "bands.h"
 
 #include <cstring>
 
@@ -15,7 +16,14 @@ constexpr int64_t kDepth =
     256;  // samples of a pixel per product: a panel of weights fits the level-1 cache
 constexpr int64_t kRun =
     128;  // channels gathered at a time: what all taps of a tile read of them stays in level 2
-constexpr int64_t kStagingBytes = 8 << 20;  // pictures laid out channels-last at a time
+constexpr int64_t kStagingBytes = 8 << 20;  // of several pictures laid out channels-last at a time
+// A picture that takes more than this, with the weight's panels, is cut into bands. A band's sums and the rows that its
+// pixels stand on take kBandBytes each; kWindowBytes hold all rows that it samples.
+constexpr int64_t kPictureBytes = 15 << 20;
+constexpr int64_t kLeastPictureBytes =
+    4 << 20;  // a picture up to this is not cut, whatever the weight takes
+constexpr int64_t kBandBytes = 2 << 20;
+constexpr int64_t kWindowBytes = 7 << 20;
 
 // The samples of one tap and one run of channels: columns [column, column + channels.count) of its block.
 struct Segment {
@@ -29,13 +37,29 @@ struct Block {
   std::vector<Segment> segments;
 };
 
-// All taps of the first channels, then all of the next: so a tile's cells are read while they are in the cache.
-std::vector<Block> make_blocks(const ConvShape& s, int64_t group_width) {
+// Neighbouring input channels [first, first + count) and their blocks [begin, end): what is laid out at a time.
+struct Part {
+  int64_t first, count;
+  size_t begin, end;
+};
+
+struct Blocks {
   std::vector<Block> blocks;
+  std::vector<Part> parts;
+};
+
+// All taps of the first channels, then all of the next: so a tile's cells are read while they are in the cache. Parts have
+// up to `part` channels (a run at least).
+Blocks make_blocks(const ConvShape& s, int64_t group_width, int64_t part) {
+  std::vector<Block> blocks;
+  std::vector<Part> parts;
   int64_t weight = 0;
   for (const ChannelRun& run : channel_runs(s, kRun)) {
+    if (parts.empty() || parts.back().count + run.count > part) {
+      parts.push_back({run.first, 0, blocks.size(), 0});
+    }
     for (int64_t t = 0; t < s.taps(); ++t) {
-      if (blocks.empty() || blocks.back().group != run.group ||
+      if (blocks.size() == parts.back().begin || blocks.back().group != run.group ||
           blocks.back().depth + run.count > kDepth) {
         blocks.push_back({run.group, 0, weight, {}});
       }
@@ -44,8 +68,10 @@ std::vector<Block> make_blocks(const ConvShape& s, int64_t group_width) {
       block.depth += run.count;
       weight += run.count * group_width;
     }
+    parts.back().count += run.count;
+    parts.back().end = blocks.size();
   }
-  return blocks;
+  return {std::move(blocks), std::move(parts)};
 }
 
 // weight (out, in/groups, kh, kw) -> the blocks' panels, zeros beyond a group's outputs.
@@ -129,6 +155,131 @@ struct ForwardTile {
       : plan(pixels), columns(pixels * kDepth), sums(pixels * outputs) {}
 };
 
+// The weight as panels, and how the sums lie: each group's padded to whole panels.
+template <typename T>
+struct PackedWeight {
+  int64_t panels, group_width, outputs, size;
+  Blocks layout;
+  const T* packed = nullptr;
+
+  PackedWeight(const ConvShape& s, int64_t part)
+      : panels(round_up(s.group_out(), kernels<T>().panel) / kernels<T>().panel),
+        group_width(s.depthwise() ? 1 : panels * kernels<T>().panel),
+        outputs(s.groups * group_width),
+        size(s.in_channels * group_width * s.taps()),
+        layout(make_blocks(s, group_width, part)) {}
+
+  // memory: `size` elements.
+  void pack(const ConvShape& s, const T* weight, T* memory) {
+    if (s.depthwise()) {
+      pack_depthwise(s, weight, memory);
+    } else {
+      pack_weight(s, weight, layout.blocks, panels, memory);
+    }
+    packed = memory;
+  }
+};
+
+// The channels of a picture's cells as rows.
+template <typename T>
+struct Source {
+  const T* rows;
+  int64_t row_length, first_channel, first_cell;
+};
+
+// Adds a part's products to the sums of the pixels that the tile's plan has chosen.
+template <typename T>
+void add_part(
+    const ConvShape& s,
+    const PackedWeight<T>& weight,
+    const Part& part,
+    const Source<T>& source,
+    const T* offset,
+    const T* mask,
+    int64_t pixels,
+    ForwardTile<T>& work,
+    T* sums) {
+  const Kernels<T>& kernel = kernels<T>();
+  for (size_t i = part.begin; i < part.end; ++i) {
+    const Block& block = weight.layout.blocks[i];
+    for (const Segment& segment : block.segments) {
+      const ChannelRun& run = segment.channels;
+      work.plan.make(
+          s, offset, mask, run.deform_group, segment.tap, source.first_cell, /*missing=*/-1);
+      kernel.gather(
+          pixels,
+          run.count,
+          source.rows + run.first - source.first_channel,
+          source.row_length,
+          work.plan.arrays,
+          work.columns.data() + segment.column,
+          block.depth);
+      if (s.depthwise()) {
+        kernel.multiply_add(
+            pixels,
+            run.count,
+            work.columns.data() + segment.column,
+            block.depth,
+            weight.packed + segment.tap * s.in_channels + run.first,
+            sums + run.first,
+            weight.outputs);
+      }
+    }
+    if (s.depthwise()) continue;
+    const T* panels = weight.packed + block.weight;
+    for (int64_t p = 0; p < weight.panels; ++p) {
+      const T* b = panels + p * block.depth * kernel.panel;
+      const bool last = p == weight.panels - 1 && i + 1 == weight.layout.blocks.size();
+      kernel.gemm(
+          pixels,
+          block.depth,
+          work.columns.data(),
+          block.depth,
+          1,
+          b,
+          sums + block.group * weight.group_width + p * kernel.panel,
+          weight.outputs,
+          /*accumulate=*/true,
+          last ? nullptr : b + block.depth * kernel.panel);
+    }
+  }
+}
+
+// Every pixel's sums before anything is added: the bias, zeros where outputs are padded.
+template <typename T>
+std::vector<T> first_sums(
+    const ConvShape& s, const PackedWeight<T>& weight, const std::optional<Tensor>& bias) {
+  std::vector<T> sums(weight.outputs, T(0));
+  if (!bias.has_value()) return sums;
+  const Tensor bias_t = dense<T>(*bias);
+  for (int64_t o = 0; o < s.out_channels; ++o) {
+    sums[o / s.group_out() * weight.group_width + o % s.group_out()] =
+        static_cast<const T*>(bias_t.data_ptr())[o];
+  }
+  return sums;
+}
+
+// Sums of neighbouring pixels from `pixel` on -> the output picture.
+template <typename S, typename T>
+void store_sums(
+    const ConvShape& s,
+    const PackedWeight<T>& weight,
+    const Picture<S>& output,
+    int64_t pixel,
+    int64_t pixels,
+    const T* sums) {
+  const int64_t parts = weight.group_width == s.group_out() ? 1 : s.groups;
+  const int64_t channels = s.out_channels / parts;
+  for (int64_t g = 0; g < parts; ++g) {
+    store_rows(
+        output.slice(g * channels, channels),
+        pixel,
+        pixel + pixels,
+        sums + g * weight.group_width,
+        weight.outputs);
+  }
+}
+
 template <typename S, typename T>
 void forward(
     const ConvShape& s,
@@ -138,122 +289,129 @@ void forward(
     const std::optional<Tensor>& bias,
     const std::optional<Tensor>& mask,
     const Tensor& output) {
-  const Kernels<T>& kernel = kernels<T>();
-  const int64_t panel = kernel.panel;
-  // Each group's sums are padded to whole panels.
-  const int64_t panels = round_up(s.group_out(), panel) / panel;
-  const int64_t group_width = s.depthwise() ? 1 : panels * panel;
-  const int64_t outputs = s.groups * group_width;
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t picture_size = s.cells() * s.in_channels;
+  // Channels-last pictures of the kernels' own type are read where they lie.
+  const bool in_place = has_rows<S, T>(input);
+  PackedWeight<T> packed(s, s.in_channels);
+  const int64_t most_bytes = std::max(kPictureBytes - packed.size * kSize, kLeastPictureBytes);
+  const bool cut = !in_place && (picture_size * kSize > most_bytes || forced_band_rows() > 0);
+  if (cut) packed.layout = make_blocks(s, packed.group_width, kRun);
+  const std::vector<Part>& parts = packed.layout.parts;
+  const int64_t outputs = packed.outputs;
 
-  const std::vector<Block> blocks = make_blocks(s, group_width);
-  const Tensor weight_t = dense<T>(weight);
-  const T* weights = static_cast<const T*>(weight_t.data_ptr());
-  Buffer<T> packed(s.in_channels * group_width * s.taps());
-  if (s.depthwise()) {
-    pack_depthwise(s, weights, packed.data());
-  } else {
-    pack_weight(s, weights, blocks, panels, packed.data());
+  // What is laid out at a time: pictures, or a band's rows of one part.
+  int64_t staged = s.batch;
+  int64_t rows_size = 0;
+  int64_t sums_size = 0;
+  BandLimits limits{};
+  if (cut) {
+    int64_t channels = 0;  // of the largest part
+    for (const Part& part : parts) channels = std::max(channels, part.count);
+    const int64_t row = s.width * channels;
+    const int64_t sums_row = parts.size() > 1 ? s.out_width * outputs : 0;
+    limits = band_limits(
+        s,
+        sums_row > 0 ? kBandBytes / (kSize * sums_row) : s.out_height,
+        kBandBytes / (kSize * row),
+        kWindowBytes / (kSize * row));
+    rows_size = limits.map_rows * row;
+    sums_size = std::min(limits.rows, s.out_height) * sums_row;
+  } else if (!in_place) {
+    staged = std::clamp<int64_t>(kStagingBytes / (kSize * picture_size), 1, s.batch);
+    rows_size = staged * picture_size;
   }
+  // One block: the backward pass, which wants as much, takes it again.
+  Buffer<T> memory(packed.size + rows_size + sums_size);
+  const Tensor weight_t = dense<T>(weight);
+  packed.pack(s, static_cast<const T*>(weight_t.data_ptr()), memory.data());
+  T* staged_rows = memory.data() + packed.size;
+  T* band_sums = sums_size > 0 ? staged_rows + rows_size : nullptr;
+
   const Tensor offset_t = dense<T>(offset);
   const T* offsets = static_cast<const T*>(offset_t.data_ptr());
   const std::optional<Tensor> mask_t = dense_or_none<T>(mask);
   const T* masks = data_or_null<T>(mask_t);
-  std::vector<T> start(outputs, T(0));  // of every pixel's sums: the bias
-  if (bias.has_value()) {
-    const Tensor bias_t = dense<T>(*bias);
-    for (int64_t o = 0; o < s.out_channels; ++o) {
-      start[o / s.group_out() * group_width + o % s.group_out()] =
-          static_cast<const T*>(bias_t.data_ptr())[o];
-    }
-  }
+  const int64_t mask_size = s.deform_groups * s.taps() * s.pixels();
+  const std::vector<T> start = first_sums(s, packed, bias);
 
-  const int64_t pixel_bytes = sizeof(T) * (std::min(s.in_channels * s.taps(), kDepth) + outputs);
+  const int64_t pixel_bytes = kSize * (std::min(s.in_channels * s.taps(), kDepth) + outputs);
   const int64_t most = std::clamp<int64_t>(kTileBytes / pixel_bytes, 24, 192);
+  const int64_t gemm_rows = kernels<T>().gemm_rows;
 
-  // Channels-last pictures of the kernels' own type are read where they lie.
-  const bool in_place = has_rows<S, T>(input);
-  const int64_t picture_size = s.cells() * s.in_channels;
-  const int64_t picture_bytes = picture_size * static_cast<int64_t>(sizeof(T));
-  const int64_t staged =
-      in_place ? s.batch : std::clamp<int64_t>(kStagingBytes / picture_bytes, 1, s.batch);
-  Buffer<T> rows(in_place ? 0 : staged * picture_size);
-
-  for (int64_t first = 0; first < s.batch; first += staged) {
-    const int64_t count = std::min(staged, s.batch - first);
-    if (!in_place) load_pictures<S>(input, first, count, rows.data());
-    const Tiles tiles(s.pixels(), most, kernel.gemm_rows, count);
+  // One band of `count` pictures. source_of(picture): its cells. sums: of the band's pixels, which several parts add to;
+  // null where one part has all channels.
+  const auto add = [&](int64_t first,
+                       int64_t count,
+                       const Band& band,
+                       const Part& part,
+                       const auto& source_of,
+                       T* sums) {
+    const int64_t begin_pixel = band.first * s.out_width;
+    const Tiles tiles(band.rows() * s.out_width, most, gemm_rows, count);
     torch::stable::parallel_for(0, count * tiles.count, 1, [&](int64_t begin, int64_t end) {
-      ForwardTile<T> work(most + kernel.gemm_rows, outputs);
+      ForwardTile<T> work(most + gemm_rows, outputs);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = first + i / tiles.count;
-        const int64_t pixel = tiles.begin(i % tiles.count);
-        const int64_t pixels = tiles.begin(i % tiles.count + 1) - pixel;
-        const T* source = in_place ? reinterpret_cast<const T*>(picture<S>(input, n).data)
-                                   : rows.data() + (n - first) * picture_size;
-        const T* picture_offsets = offsets + n * 2 * s.deform_groups * s.taps() * s.pixels();
-        const T* picture_masks =
-            masks ? masks + n * s.deform_groups * s.taps() * s.pixels() : nullptr;
-
+        const int64_t in_band = tiles.begin(i % tiles.count);
+        const int64_t pixel = begin_pixel + in_band;
+        const int64_t pixels = tiles.begin(i % tiles.count + 1) - in_band;
+        T* tile_sums = sums != nullptr ? sums + in_band * outputs : work.sums.data();
+        if (part.begin == 0) {
+          for (int64_t q = 0; q < pixels; ++q) {
+            std::copy(start.begin(), start.end(), tile_sums + q * outputs);
+          }
+        }
         work.plan.choose_pixels(s, pixel, pixels);
-        for (int64_t q = 0; q < pixels; ++q) {
-          std::copy(start.begin(), start.end(), work.sums.data() + q * outputs);
-        }
-        for (const Block& block : blocks) {
-          for (const Segment& segment : block.segments) {
-            const ChannelRun& run = segment.channels;
-            work.plan.make(
-                s, picture_offsets, picture_masks, run.deform_group, segment.tap, /*missing=*/-1);
-            kernel.gather(
-                pixels,
-                run.count,
-                source + run.first,
-                s.in_channels,
-                work.plan.arrays,
-                work.columns.data() + segment.column,
-                block.depth);
-            if (s.depthwise()) {
-              kernel.multiply_add(
-                  pixels,
-                  run.count,
-                  work.columns.data() + segment.column,
-                  block.depth,
-                  packed.data() + segment.tap * s.in_channels + run.first,
-                  work.sums.data() + run.first,
-                  outputs);
-            }
-          }
-          if (s.depthwise()) continue;
-          const T* weights_of_block = packed.data() + block.weight;
-          for (int64_t p = 0; p < panels; ++p) {
-            const T* b = weights_of_block + p * block.depth * panel;
-            const bool last = p == panels - 1 && &block == &blocks.back();
-            kernel.gemm(
-                pixels,
-                block.depth,
-                work.columns.data(),
-                block.depth,
-                1,
-                b,
-                work.sums.data() + block.group * group_width + p * panel,
-                outputs,
-                /*accumulate=*/true,
-                last ? nullptr : b + block.depth * panel);
-          }
-        }
-
-        const Picture<S> out = picture<S>(output, n);
-        const int64_t parts = group_width == s.group_out() ? 1 : s.groups;
-        const int64_t channels = s.out_channels / parts;
-        for (int64_t g = 0; g < parts; ++g) {
-          store_rows(
-              out.slice(g * channels, channels),
-              pixel,
-              pixel + pixels,
-              work.sums.data() + g * group_width,
-              outputs);
+        add_part(
+            s,
+            packed,
+            part,
+            source_of(n),
+            offsets + n * 2 * mask_size,
+            masks ? masks + n * mask_size : nullptr,
+            pixels,
+            work,
+            tile_sums);
+        if (part.end == packed.layout.blocks.size()) {
+          store_sums(s, packed, picture<S>(output, n), pixel, pixels, tile_sums);
         }
       }
     });
+  };
+  const Part all{0, s.in_channels, 0, packed.layout.blocks.size()};
+  const auto add_whole = [&](int64_t first, int64_t count, T* rows) {
+    if (!in_place) load_pictures<S>(input, first, count, rows);
+    const auto source_of = [&](int64_t n) {
+      const T* data = in_place ? reinterpret_cast<const T*>(picture<S>(input, n).data)
+                               : rows + (n - first) * picture_size;
+      return Source<T>{data, s.in_channels, 0, 0};
+    };
+    add(first, count, whole_picture(s), all, source_of, nullptr);
+  };
+  if (!cut) {
+    for (int64_t first = 0; first < s.batch; first += staged) {
+      add_whole(first, std::min(staged, s.batch - first), staged_rows);
+    }
+    return;
+  }
+
+  for (int64_t n = 0; n < s.batch; ++n) {
+    const std::vector<Band> bands = cut_bands(s, offsets + n * 2 * mask_size, limits);
+    if (bands.size() == 1) {
+      Buffer<T> rows(picture_size);
+      add_whole(n, 1, rows.data());
+      continue;
+    }
+    for (const Band& band : bands) {
+      for (const Part& part : parts) {
+        load_picture_rows(
+            picture<S>(input, n).slice(part.first, part.count), band.top, band.bottom, staged_rows);
+        const Source<T> source{staged_rows, part.count, part.first, band.top * s.width};
+        const auto source_of = [&](int64_t) { return source; };
+        add(n, 1, band, part, source_of, band_sums);
+      }
+    }
   }
 }
 

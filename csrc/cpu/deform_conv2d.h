@@ -66,13 +66,15 @@ class SamplingPlan {
     }
   }
 
-  // offset: (2*G*taps, Ho*Wo) of one picture, mask: (G*taps, Ho*Wo) or null. missing: index of a cell outside the map.
+  // offset: (2*G*taps, Ho*Wo) of one picture, mask: (G*taps, Ho*Wo) or null. first_cell: the cell of the map that has
+  // index 0; missing: index of a cell outside the map.
   void make(
       const ConvShape& s,
       const T* offset,
       const T* mask,
       int64_t deform_group,
       int64_t tap,
+      int64_t first_cell,
       int64_t missing) {
     const int64_t row = deform_group * s.taps() + tap;
     const T* dy = offset + 2 * row * s.pixels() + first_;
@@ -86,6 +88,7 @@ class SamplingPlan {
         mask ? mask + row * s.pixels() + first_ : nullptr,
         s.height,
         s.width,
+        static_cast<Index<T>>(first_cell),
         static_cast<Index<T>>(missing)};
     kernels<T>().plan(inputs, count_, arrays);
     mask_ = inputs.mask;

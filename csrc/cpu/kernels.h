@@ -24,6 +24,7 @@ struct PlanInputs {
   const T* dx;
   const T* mask;
   int64_t height, width;
+  Index<T> first;    // cell of the map that has index 0
   Index<T> missing;  // index of a cell outside the map
 };
 

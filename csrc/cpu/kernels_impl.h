@@ -330,7 +330,7 @@ inline void plan_vector(
   const V ly = y - __builtin_convertvector(top, V);
   const V lx = x - __builtin_convertvector(left, V);
   const V factor = mask ? load(mask) : one;
-  const I cell = top * width + left;
+  const I cell = top * width + left - in.first;
   const I missing = I{} + in.missing;
   const I rows[2] = {inside & (top >= 0), inside & (top + 1 < height)};
   const I columns[2] = {left >= 0, left + 1 < width};

@@ -116,13 +116,23 @@ bool has_rows(const Tensor& input) {
          input.stride(2) == input.size(3) * input.size(1);
 }
 
+// Rows [top, bottom) of one picture -> rows[cell][channel], by all threads.
+template <typename S, typename T>
+void load_picture_rows(const Picture<S>& map, int64_t top, int64_t bottom, T* rows) {
+  torch::stable::parallel_for(top, bottom, 4, [&](int64_t begin, int64_t end) {
+    load_rows(
+        map,
+        begin * map.width,
+        end * map.width,
+        rows + (begin - top) * map.width * map.channels,
+        map.channels);
+  });
+}
+
 // One picture -> rows[cell][channel], by all threads.
 template <typename S, typename T>
 void load_picture(const Picture<S>& map, T* rows) {
-  torch::stable::parallel_for(0, map.height, 4, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * map.width;
-    load_rows(map, first, end * map.width, rows + first * map.channels, map.channels);
-  });
+  load_picture_rows(map, 0, map.height, rows);
 }
 
 // Pictures [first, first + count) -> rows[picture][cell][channel], by all threads.
