@@ -60,3 +60,4 @@ def test_reasons():
     assert why_not("python tools/demo.py") is None
     assert why_not("python tools/run_ablation.py --data voc") == "needs the data set"
     assert why_not("python tools/run_ablation.py --data voc_folder") is None
+    assert why_not("python tools/run_ablation.py --data digits") is None
