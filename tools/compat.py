@@ -72,7 +72,7 @@ def install(stack: Stack, interpreter: str, wheel: Path, folder: Path) -> Path:
     if stack.torch:
         # What pip takes by itself, whatever a settings file caps.
         free = {**os.environ, "PIP_CONSTRAINT": os.devnull}
-        _run(*pip, stack.torch, "torchvision", "setuptools<81", "wheel", env=free)
+        _run(*pip, stack.torch, "torchvision", "setuptools>=70.1,<81", "wheel", env=free)
         detectron2 = setup_env.fetch_detectron2(python, folder)
         torch = f"torch=={setup_env.installed_versions(python)['torch']}"
         _run(*pip, torch, str(detectron2), f"{wheel}[{EXTRAS}]", env=free)
