@@ -9,7 +9,7 @@ from hypothesis import settings
 # The same examples in every run, as many as take a few seconds; `--hypothesis-profile=many`
 # (tools/sanitize.py) draws others each time.
 settings.register_profile("few", max_examples=30, derandomize=True, deadline=None, database=None)
-settings.register_profile("many", max_examples=1000, deadline=None, database=None)
+settings.register_profile("many", max_examples=400, deadline=None, database=None)
 settings.load_profile("few")
 
 
