@@ -152,10 +152,12 @@ void backward_channels(
     const T* offset,
     const T* rows,  // (cells, channels.count)
     T* grad_rows,   // (cells, channels.count)
-    T* partial) {   // (slices of the span, R, 2, bins)
+    T* partial) {   // (slices of the span, boxes, 2, bins)
   BinCells<T> cells(s, rule);
   Buffer<T> gradients(s.bins() * channels.count);
-  for (const int64_t r : boxes) {
+  const int64_t all = static_cast<int64_t>(boxes.size());
+  for (int64_t i = 0; i < all; ++i) {
+    const int64_t r = boxes[i];
     const RoI<T> roi = make_roi(rois + 5 * r, s.batch, rule);
     const Picture<S> pooled = picture<S>(grad_output, r).slice(channels.first, channels.count);
     load_rows(pooled, 0, s.bins(), gradients.data(), channels.count);
@@ -171,7 +173,7 @@ void backward_channels(
             grad_rows ? grad_rows + c : nullptr);
         if (partial == nullptr) continue;
         const int64_t slice = (channels.first - span.first + c) / kSliceChannels;
-        T* share = partial + (slice * s.rois + r) * 2 * s.bins() + bin;
+        T* share = partial + (slice * all + i) * 2 * s.bins() + bin;
         T dx, dy;
         cells.derivatives(roi, rule, &dx, &dy);
         share[0] += dx;
@@ -194,11 +196,11 @@ void backward(
   const std::vector<std::vector<int64_t>> boxes = boxes_of_pictures(s, rule, rois);
   const std::vector<ChannelSpan> spans = channel_spans(s, kSliceChannels * kSlicesAtOnce);
   const int64_t count = static_cast<int64_t>(spans.size());
-  const int64_t share = s.rois * 2 * s.bins();  // of one slice
-  Buffer<T> partial(grad_offset ? count * kSlicesAtOnce * share : 0, T(0));
   const int64_t most = std::min(s.in_channels, slice_at_once<T>(s));
   for (int64_t n = 0; n < s.batch; ++n) {
     if (boxes[n].empty() && grad_input == nullptr) continue;
+    const int64_t share = static_cast<int64_t>(boxes[n].size()) * 2 * s.bins();  // of one slice
+    Buffer<T> partial(grad_offset ? count * kSlicesAtOnce * share : 0, T(0));
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       Buffer<T> rows(grad_offset ? s.cells() * most : 0);
       Buffer<T> grad_rows(grad_input ? s.cells() * most : 0);
@@ -231,18 +233,19 @@ void backward(
         }
       }
     });
-  }
-  if (grad_offset == nullptr) return;
-  // The slices' shares, in their order.
-  torch::stable::parallel_for(0, s.rois, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t i = 0; i < count * kSlicesAtOnce; ++i) {
-        const T* in = partial.data() + i * share + r * 2 * s.bins();
-        T* out = grad_offset + s.offset_row(r, spans[i / kSlicesAtOnce].k);
-        for (int64_t b = 0; b < 2 * s.bins(); ++b) out[b] += in[b];
+    if (grad_offset == nullptr) continue;
+    // The slices' shares, in their order.
+    const int64_t all = static_cast<int64_t>(boxes[n].size());
+    torch::stable::parallel_for(0, all, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t j = begin; j < end; ++j) {
+        for (int64_t i = 0; i < count * kSlicesAtOnce; ++i) {
+          const T* in = partial.data() + i * share + j * 2 * s.bins();
+          T* out = grad_offset + s.offset_row(boxes[n][j], spans[i / kSlicesAtOnce].k);
+          for (int64_t b = 0; b < 2 * s.bins(); ++b) out[b] += in[b];
+        }
       }
-    }
-  });
+    });
+  }
 }
 
 Tensor deform_roi_pool(
