@@ -38,10 +38,10 @@ NOT_OURS = "not emulated and not compiles and not cuda_build"
 
 def copy_sources(tree: Path) -> None:
     """The checkout's sources, older and newer ones as they are; what was built from them stays."""
-    for name in ("d2_deform", "csrc", "tests"):
+    for name in ("d2_deform", "csrc", "tests", "tools"):
         shutil.rmtree(tree / name, ignore_errors=True)
     left_out = shutil.ignore_patterns("__pycache__", "*.so", "configs")
-    for name in ("d2_deform", "csrc", "tests/ops"):
+    for name in ("d2_deform", "csrc", "tests/ops", "tools"):
         shutil.copytree(ROOT / name, tree / name, ignore=left_out)
     for name in ("setup.py", "pyproject.toml", "README.md", "tests/conftest.py"):
         shutil.copy2(ROOT / name, tree / name)

@@ -193,6 +193,7 @@ void backward(
     const T* offset,
     const Tensor* grad_input,
     T* grad_offset) {  // (R, 2K, Ph, Pw), zeros; or null
+  if (grad_input == nullptr && grad_offset == nullptr) return;
   const std::vector<std::vector<int64_t>> boxes = boxes_of_pictures(s, rule, rois);
   const std::vector<ChannelSpan> spans = channel_spans(s, kSliceChannels * kSlicesAtOnce);
   const int64_t count = static_cast<int64_t>(spans.size());

@@ -226,6 +226,18 @@ def test_gradient_of_one_argument_alone(device: str, name: str, only: str) -> No
     assert_near(alone[only], both[only], 1e-13)
 
 
+@pytest.mark.parametrize("configuration", [{}, {"class_groups": None}], ids=["", "rigid"])
+def test_no_gradient_asked_for(device: str, name: str, configuration: dict[str, Any]) -> None:
+    """The registered operator, as autograd never calls it."""
+    arguments = make_arguments(name, device, **configuration)
+    arguments["grad_output"] = torch.ones_like(COMPILED[name](**arguments))
+    arguments |= dict.fromkeys(["need_input", "need_offset", "deterministic"], False)
+    arguments.setdefault("offset", None)
+    operator = getattr(torch.ops.d2_deform, f"{name}_backward")
+    gradients = operator(*registered_arguments(f"{name}_backward", arguments))
+    assert [gradient.numel() for gradient in gradients] == [0, 0]
+
+
 def test_no_graph_without_gradients(device: str, name: str) -> None:
     arguments = make_arguments(name, device)
     expected = COMPILED[name](**arguments)
