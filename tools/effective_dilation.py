@@ -113,7 +113,7 @@ def check_may_write(paths: dict[str, str], setting: dict[str, Any]) -> None:
 def read_setting(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Any]:
     """What the result depends on, for JSON."""
     with PathManager.open(cfg.MODEL.WEIGHTS.partition("?")[0], "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+        weights = hashlib.sha256(file.read()).hexdigest()
     options = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
     no_matter = ("MODEL.WEIGHTS", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
     return {

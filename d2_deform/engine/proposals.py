@@ -111,7 +111,7 @@ def _settings(cfg: CfgNode) -> dict[str, Any]:
     del flat["MODEL.WEIGHTS"]
     path = PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])
     with open(path, "rb") as file:
-        flat["MODEL.WEIGHTS (sha256)"] = hashlib.file_digest(file, "sha256").hexdigest()
+        flat["MODEL.WEIGHTS (sha256)"] = hashlib.sha256(file.read()).hexdigest()
     return flat
 
 
