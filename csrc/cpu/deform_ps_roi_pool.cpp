@@ -4,10 +4,12 @@
 // A thread owns the planes of an offset group for some positions of the grid, and with them the gradients of the offsets
 // that move their bins, so that nothing is added to from two sides. A plane stays in its cache while all boxes pool from it.
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <type_traits>
 
 #include "pack_kernels.h"
+#include "pages.h"
 #include "ps_rows.h"
 #include "ps_runs.h"
 #include "roi_pool.h"
@@ -35,12 +37,14 @@ struct Boxes {
   Boxes(const PoolShape& s, const RoIRule& rule, const T* rois);
 };
 
-// Which cells a bin can read along an axis, at most; a guess that is never too small.
+// How many cells a bin can read along an axis, from the first to the last; never too small.
 template <typename T>
 T cells_of_bin(T length, int64_t bins, int64_t extent, const RoIRule& rule) {
   const T step = length / static_cast<T>(bins) / static_cast<T>(rule.samples);
-  // The cells of the first and the last sample, each with its neighbour, and one for rounding.
-  const T cells = std::floor(step * static_cast<T>(rule.samples - 1)) + T(4);
+  // What may be lost by rounding: a bin of more than kPackCells cells does not matter.
+  const T error = T(4) * std::numeric_limits<T>::epsilon() * static_cast<T>(extent + kPackCells);
+  // From the cell of the first sample to the neighbour of the last one's.
+  const T cells = std::floor(step * static_cast<T>(rule.samples - 1) + error) + T(3);
   return cells < static_cast<T>(extent) ? cells : static_cast<T>(extent);
 }
 
@@ -76,18 +80,24 @@ Boxes<T>::Boxes(const PoolShape& s, const RoIRule& rule, const T* rois) {
     for (; entry != entries.end() && entry->batch == n && !entry->large; ++entry) {
       if (place.size() == packs.size() * kPackBoxes) {
         packs.emplace_back();
-        std::fill_n(&packs.back().y.start[0], sizeof(Pack<T>) / sizeof(T), T(NAN));
+        for (PackAxis<T>* axis : {&packs.back().y, &packs.back().x}) {
+          std::fill_n(axis->start, kPackBoxes, T(NAN));
+          std::fill_n(axis->length, kPackBoxes, T(NAN));
+          std::fill_n(axis->bin_length, kPackBoxes, T(NAN));
+          std::fill_n(axis->step, kPackBoxes, T(NAN));
+        }
       }
       const int64_t i = static_cast<int64_t>(place.size()) % kPackBoxes;
-      const auto set = [&](PackAxis<T>& axis, T start, T length, int64_t bins) {
+      const auto set = [&](PackAxis<T>& axis, T start, T length, int64_t bins, T cells) {
+        axis.cells = std::max(axis.cells, static_cast<int64_t>(cells));
         axis.start[i] = start;
         axis.length[i] = length;
         axis.bin_length[i] = length / static_cast<T>(bins);
         axis.step[i] = axis.bin_length[i] / static_cast<T>(rule.samples);
       };
       const RoI<T>& box = roi[entry->index];
-      set(packs.back().y, box.y, box.height, s.pooled_h);
-      set(packs.back().x, box.x, box.width, s.pooled_w);
+      set(packs.back().y, box.y, box.height, s.pooled_h, entry->cells_y);
+      set(packs.back().x, box.x, box.width, s.pooled_w, entry->cells_x);
       place.push_back(entry->index);
     }
     place.resize(packs.size() * kPackBoxes, -1);
@@ -223,6 +233,21 @@ inline bool consecutive(const int64_t* element, int64_t count) {
   return true;
 }
 
+// Begins to bring what the boxes of a pack have of some bins into the cache: rows of different boxes lie on different pages.
+template <bool kWrite, typename T, typename F>
+void fetch_rows(
+    const Boxes<T>& boxes, int64_t pack, const int64_t* element, int64_t bins, const F& row) {
+  if (pack >= static_cast<int64_t>(boxes.packs.size())) return;
+  const int64_t* place = boxes.place.data() + pack * kPackBoxes;
+  for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
+    const auto* p = row(place[i]);
+    constexpr int64_t kLine = 64 / sizeof(*p);
+    for (int64_t j = element[0]; j < element[bins - 1]; j += kLine)
+      __builtin_prefetch(p + j, kWrite);
+    __builtin_prefetch(p + element[bins - 1], kWrite);
+  }
+}
+
 // values = source(box)[element[bin]] for the bins and boxes of a tile; anything where there is no box.
 template <typename S, typename T, typename F>
 void load_tile(
@@ -235,6 +260,7 @@ void load_tile(
   const bool dense = consecutive(element, tile.bins);
   Buffer<T> rows(kPackBoxes * tile.bins);
   for (int64_t q = 0; q < tile.packs; ++q) {
+    if (dense) fetch_rows<false>(boxes, tile.first_pack + q + 1, element, tile.bins, source);
     const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
     for (int64_t i = 0; i < kPackBoxes && place[i] >= 0; ++i) {
       const S* from = source(place[i]);
@@ -262,6 +288,7 @@ void store_tile(
   const bool dense = !add && consecutive(element, tile.bins);
   Buffer<T> rows(kPackBoxes * tile.bins);
   for (int64_t q = 0; q < tile.packs; ++q) {
+    if (dense) fetch_rows<true>(boxes, tile.first_pack + q + 1, element, tile.bins, target);
     const T* from = values.data() + q * tile.bins * kPackBoxes;
     kernels<T>().transpose(tile.bins, kPackBoxes, from, kPackBoxes, rows.data(), tile.bins);
     const int64_t* place = boxes.place.data() + (tile.first_pack + q) * kPackBoxes;
@@ -535,7 +562,7 @@ Tensor deform_ps_roi_pool(
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
   const MemoryFormat format = suggested_format(input);
   const std::vector<int64_t> sizes{s.rois, s.out_channels, pooled_h, pooled_w};
-  const Tensor output = empty_as(input, sizes, input.scalar_type(), format);
+  const Tensor output = in_large_pages(empty_as(input, sizes, input.scalar_type(), format));
   if (s.rois == 0) return output;
   dispatch_types(input.scalar_type(), [&](auto types) {
     using S = typename decltype(types)::Storage;
@@ -581,7 +608,8 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
     const T* corners = static_cast<const T*>(rows.data_ptr());
     const std::vector<int64_t> sizes{s.batch, s.in_channels, s.height, s.width};
     const Tensor grad_input =
-        need_input ? empty_as(input, sizes, input.scalar_type(), format) : not_asked(input);
+        need_input ? in_large_pages(empty_as(input, sizes, input.scalar_type(), format))
+                   : not_asked(input);
     const Tensor grad_offset =
         need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
     const Tensor* to_input = need_input ? &grad_input : nullptr;

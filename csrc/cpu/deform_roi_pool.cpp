@@ -3,6 +3,7 @@
 // A bin is a weighted sum of whole rows of channels (roi_geometry.h: one weight per cell, however many samples).
 // Forward: a thread owns RoIs. Backward: a thread owns channels, so that nothing is added to from two sides.
 // A picture too large for the working memory is pooled some channels at a time, its bins' cells found anew for them.
+#include "pages.h"
 #include "roi_pool.h"
 #include "rows.h"
 
@@ -261,11 +262,9 @@ Tensor deform_roi_pool(
     bool aligned) {
   const PoolShape s = pool_shape(input, rois, offset, pooled_h, pooled_w, 1, sampling_ratio);
   const RoIRule rule{spatial_scale, gamma, sampling_ratio, aligned};
-  const Tensor output = empty_as(
-      input,
-      {s.rois, s.out_channels, pooled_h, pooled_w},
-      input.scalar_type(),
-      suggested_format(input));
+  const std::vector<int64_t> sizes{s.rois, s.out_channels, pooled_h, pooled_w};
+  const Tensor output =
+      in_large_pages(empty_as(input, sizes, input.scalar_type(), suggested_format(input)));
   if (s.rois == 0) return output;
   dispatch_types(input.scalar_type(), [&](auto types) {
     using S = typename decltype(types)::Storage;
@@ -300,8 +299,9 @@ std::tuple<Tensor, Tensor> deform_roi_pool_backward(
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
     const std::vector<int64_t> sizes{s.batch, s.in_channels, s.height, s.width};
     const Tensor grad_input =
-        need_input ? empty_as(input, sizes, input.scalar_type(), suggested_format(input))
-                   : not_asked(input);
+        need_input
+            ? in_large_pages(empty_as(input, sizes, input.scalar_type(), suggested_format(input)))
+            : not_asked(input);
     const Tensor grad_offset =
         need_offset ? torch::stable::new_zeros(*shifts, shifts->sizes()) : not_asked(rois);
     backward<S>(

@@ -18,9 +18,10 @@ struct PackAxis {
   T length[kPackBoxes];
   T bin_length[kPackBoxes];
   T step[kPackBoxes];  // from one sample to the next
+  int64_t cells = 0;   // that a bin reads, at most, from the first one on
 };
 
-// Sixteen boxes of one picture. Those whose bins read more than kPackCells cells along an axis do not belong here.
+// Sixteen boxes of one picture. Those whose bins can read more than kPackCells cells along an axis do not belong here.
 template <typename T>
 struct Pack {
   PackAxis<T> y, x;

@@ -7,11 +7,9 @@
 namespace d2_deform::cpu::D2_DEFORM_ISA {
 namespace {
 
-// Stands for the cell of a sample that reads none; kNeverRead is no sample's.
+// Stands for the cell of a sample that reads none.
 template <typename T>
 constexpr Index<T> kNoCell = -(Index<T>(1) << 30);
-template <typename T>
-constexpr Index<T> kNeverRead = 2 * (kNoCell<T> + 1);
 
 // kRowCells neighbours of a row, in one vector register or several.
 template <typename T>
@@ -29,6 +27,15 @@ template <typename T>
 using Piece = typename PieceOf<T>::type;
 
 template <typename T>
+inline Piece<T>& piece_at(T* p) {
+  return *reinterpret_cast<Piece<T>*>(p);
+}
+template <typename T>
+inline const Piece<T>& piece_at(const T* p) {
+  return *reinterpret_cast<const Piece<T>*>(p);
+}
+
+template <typename T>
 struct Row {
   Piece<T> piece[kPieces<T>];
 };
@@ -37,7 +44,7 @@ template <typename T>
 inline Row<T> row_at(const T* p) {
   Row<T> row;
   for (int64_t i = 0; i < kPieces<T>; ++i) {
-    row.piece[i] = *reinterpret_cast<const Piece<T>*>(p + i * kPieceLanes<T>);
+    row.piece[i] = piece_at(p + i * kPieceLanes<T>);
   }
   return row;
 }
@@ -64,16 +71,31 @@ inline Row<T> keep(const Row<T>& row, Index<T> bits) {
 }
 
 template <typename T>
-inline T sum_of(const Row<T>& row) {
-  Piece<T> sum = row.piece[0];
-  for (int64_t i = 1; i < kPieces<T>; ++i) sum += row.piece[i];
-  T part[kPieceLanes<T>];
-  *reinterpret_cast<Piece<T>*>(part) = sum;
-  for (int64_t half = kPieceLanes<T> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
+inline void put(const Row<T>& row, T* p) {
+  for (int64_t i = 0; i < kPieces<T>; ++i) {
+    piece_at(p + i * kPieceLanes<T>) = row.piece[i];
   }
-  return part[0];
 }
+
+// One row for each box of a pack; their sums are made for a piece of boxes at a time.
+template <typename T>
+struct RowSums {
+  T row[kPackBoxes][kRowCells];
+  T column[kRowCells][kPackBoxes];
+
+  void turn() {
+    for (int64_t b = 0; b < kPackBoxes; b += kRowCells) {
+      transpose_eight(row[b], kRowCells, column[0] + b, kPackBoxes);
+    }
+  }
+
+  // Of the boxes from b on. No wider than a piece: a vector would have to wait for what turn() writes in parts.
+  Piece<T> sum(int64_t b) const {
+    Piece<T> sum = piece_at(column[0] + b);
+    for (int64_t k = 1; k < kRowCells; ++k) sum += piece_at(column[k] + b);
+    return sum;
+  }
+};
 
 // Which cells of a row count, from bits: the others are not read, or read as 0, and nothing is added to them.
 #if D2_DEFORM_VECTOR_BYTES == 64
@@ -126,23 +148,10 @@ template <typename T>
 inline void add_at(T* p, const RowMask<T>& mask, T factor, const Row<T>& row) {
   for (int64_t i = 0; i < kPieces<T>; ++i) {
     const Piece<T> product = factor * row.piece[i];
-    *reinterpret_cast<Piece<T>*>(p + i * kPieceLanes<T>) +=
-        (Piece<T>)((Piece<Index<T>>)product & mask.piece[i]);
+    piece_at(p + i * kPieceLanes<T>) += (Piece<T>)((Piece<Index<T>>)product & mask.piece[i]);
   }
 }
 #endif
-
-template <typename T>
-inline int64_t largest(const IndexVector<T>& values) {
-  Index<T> part[kLanes<T>];
-  at(part) = values;
-  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) {
-      part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
-    }
-  }
-  return part[0];
-}
 
 // The samples of one axis of a bin, for every box of a pack.
 template <typename T>
@@ -152,10 +161,8 @@ struct PackSamples {
   Index<T> high[kPackSamples]
                [kPackBoxes];  // the next one; kNoCell if the sample does not move with the shift
   T fraction[kPackSamples][kPackBoxes];
-  Index<T> first[kPackBoxes];  // the cells that a box reads lie in [first, first + cells)
-  Index<T> cells[kPackBoxes];
-  T count[kPackBoxes];  // of the samples that are not skipped
-  int64_t most;         // the largest of cells
+  Index<T> first[kPackBoxes];  // the first cell that a box reads; 0 if there is none
+  T count[kPackBoxes];         // of the samples that are not skipped
 };
 
 // kSamples: bin.samples where it is known when compiling, else 0.
@@ -173,7 +180,6 @@ void find_samples(
   const T end = static_cast<T>(extent) - T(0.5);
   const Index<T> last_cell = static_cast<Index<T>>(extent - 1);
   const int64_t samples = kSamples > 0 ? kSamples : bin.samples;
-  I most{};
   for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
     const V length = load(axis.length + b);
     const V step = load(axis.step + b);
@@ -181,7 +187,6 @@ void find_samples(
     if (shift) begin += load(shift + b) * bin.gamma * length;
     if (bin.aligned) begin += T(0.5) * step;
     I lowest = I{} - kNoCell<T>;
-    I highest = I{} + kNoCell<T>;
     I count{};
 #pragma GCC unroll 4
     for (int64_t i = 0; i < samples; ++i) {
@@ -201,49 +206,48 @@ void find_samples(
       at(s.fraction[i] + b) = fraction;
       const I lower = inside ? low : I{} - kNoCell<T>;
       lowest = lower < lowest ? lower : lowest;
-      highest = low_read > highest ? low_read : highest;
-      highest = high_read > highest ? high_read : highest;
       count -= inside;
     }
-    const I cells = count > 0 ? highest - lowest + 1 : I{};
     at(s.first + b) = count > 0 ? lowest : I{};
-    at(s.cells + b) = cells;
     at(s.count + b) = __builtin_convertvector(count, V);
-    most = cells > most ? cells : most;
   }
-  s.most = largest<T>(most);
 }
 
-// What the boxes b to b + kLanes read of one cell each: its weight, the weight's derivative, whether it is read at all.
-template <typename T, bool kDerivative, int kSamples>
+// Of the samples whose lower cell is the one before: the sum of their fractions, and how many move with the shift.
+template <typename T>
+struct Before {
+  Vector<T> fraction, moving;
+};
+
+// What the boxes b to b + kLanes read of one cell each: its weight, the weight's derivative, whether it is read at all. Called
+// for one cell after another; `before` is 0 for the first that a box reads.
+template <typename T, int kSamples>
 inline void weigh(
     const PackSamples<T>& s,
     int64_t samples,
     int64_t b,
     const IndexVector<T>& cell,
+    Before<T>& before,
     Vector<T>& weight,
     Vector<T>& derivative,
     IndexVector<T>& read) {
   using V = Vector<T>;
   using I = IndexVector<T>;
-  weight = V{};
-  read = I{};
-  I rising{};
-  const int64_t count = kSamples > 0 ? kSamples : samples;
+  V count{}, fraction{}, moving{};
+  const int64_t all = kSamples > 0 ? kSamples : samples;
 #pragma GCC unroll 4
-  for (int64_t i = 0; i < count; ++i) {
-    const V fraction = load(s.fraction[i] + b);
+  for (int64_t i = 0; i < all; ++i) {
     const I as_low = load(s.low[i] + b) == cell;
-    const I as_high = load(s.high[i] + b) == cell;
-    weight += as_low ? T(1) - fraction : V{};
-    weight += as_high ? fraction : V{};
-    read |= as_low | as_high;
-    if constexpr (kDerivative) {
-      rising -= as_high;
-      rising += load(s.high[i] + b) == cell + 1;
-    }
+    const I moves = load(s.high[i] + b) == cell + 1;
+    count = as_low ? count + T(1) : count;
+    moving = moves ? moving + T(1) : moving;
+    fraction = as_low ? fraction + load(s.fraction[i] + b) : fraction;
   }
-  if constexpr (kDerivative) derivative = __builtin_convertvector(rising, V);
+  // A sample that does not move has no fraction: it reads its lower cell alone.
+  weight = count - fraction + before.fraction;
+  derivative = before.moving - moving;
+  read = count + before.moving > T(0);
+  before = {fraction, moving};
 }
 
 constexpr int64_t kChunks = kPackCells / kRowCells;
@@ -258,10 +262,57 @@ struct Plan {
   T derivative_y[kPackCells][kPackBoxes];
   Index<T> read_y[kPackCells][kPackBoxes];  // -1 or 0: whether the box reads that row
   Index<T> column[kChunks][kPackBoxes];
-  T weight_x[kChunks][kPackBoxes][kRowCells];
-  T derivative_x[kChunks][kPackBoxes][kRowCells];
   Index<T> read_x[kChunks][kPackBoxes];  // one bit for each of the kRowCells columns
   T scale[kPackBoxes];                   // 1 / number of samples kept; 0 if there is none
+
+  // Makes the rows of zeros that begin() reads into.
+  Plan() {
+    for (int64_t j = 0; j < kChunks; ++j) {
+      for (int64_t i = 0; i < kPackBoxes; ++i) {
+        for (int64_t k = 0; k < kRowCells; ++k) along_x_[j][i][k] = T(0);
+      }
+    }
+  }
+
+  Row<T> weight_x(int64_t j, int64_t i) const { return row_at(begin(j, i)); }
+  Row<T> derivative_x(int64_t j, int64_t i) const { return row_at(begin(j, i) + kRowCells); }
+
+  // Puts down the cells of chunk j that boxes b to b + kLanes read.
+  void set_columns(
+      int64_t j,
+      int64_t b,
+      const IndexVector<T>& first,
+      const IndexVector<T>& read,
+      int64_t width) {
+    using I = IndexVector<T>;
+    // No row of the map is left, unless it is shorter than a chunk.
+    const Index<T> last = static_cast<Index<T>>(width < kRowCells ? width : width - kRowCells);
+    const I column = first < last ? first : I{} + last;
+    const I back = first - column;
+    const I most = I{} + static_cast<Index<T>>(kRowCells);
+    at(this->column[j] + b) = column;
+    at(back_[j] + b) = back < most ? back : most;
+    at(read_x[j] + b) = read << (back < most ? back : most);
+  }
+
+  // along_x: weights of kRowCells cells, then their derivatives, each for all boxes.
+  void set_weights(int64_t j, const T (&along_x)[2 * kRowCells][kPackBoxes]) {
+    transpose(
+        2 * kRowCells,
+        kPackBoxes,
+        along_x[0],
+        kPackBoxes,
+        &along_x_[j][0][kRowCells],
+        3 * kRowCells);
+  }
+
+ private:
+  const T* begin(int64_t j, int64_t i) const { return along_x_[j][i] + kRowCells - back_[j][i]; }
+
+  // Of each box: zeros, the weights from the first cell that it reads, their derivatives. Where it reads no further than to
+  // the map's border, kRowCells columns begin `back` cells before that, among the zeros; as many weights at the end are 0.
+  T along_x_[kChunks][kPackBoxes][3 * kRowCells];
+  Index<T> back_[kChunks][kPackBoxes];
 };
 
 template <typename T, bool kDerivatives, int kSamples>
@@ -272,8 +323,8 @@ void make_plan_for(
   PackSamples<T> y, x;
   find_samples<T, kSamples>(bin, pack.y, shift_y, bin.ph, bin.height, y);
   find_samples<T, kSamples>(bin, pack.x, shift_x, bin.pw, bin.width, x);
-  plan.rows = y.most;
-  plan.chunks = (x.most + kRowCells - 1) / kRowCells;
+  plan.rows = pack.y.cells;
+  plan.chunks = (pack.x.cells + kRowCells - 1) / kRowCells;
   V weight, derivative;
   I read;
   for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
@@ -282,9 +333,10 @@ void make_plan_for(
     const I lowest = load(y.first + b);
     const I first = lowest > last ? I{} + last : lowest;
     at(plan.first_row + b) = first;
+    Before<T> before{};
     for (int64_t k = 0; k < plan.rows; ++k) {
-      weigh<T, kDerivatives, kSamples>(
-          y, bin.samples, b, first + static_cast<Index<T>>(k), weight, derivative, read);
+      const I cell = first + static_cast<Index<T>>(k);
+      weigh<T, kSamples>(y, bin.samples, b, cell, before, weight, derivative, read);
       at(plan.weight_y[k] + b) = weight;
       at(plan.read_y[k] + b) = read;
       if constexpr (kDerivatives) at(plan.derivative_y[k] + b) = derivative;
@@ -292,49 +344,28 @@ void make_plan_for(
     const V count = load(y.count + b) * load(x.count + b);
     at(plan.scale + b) = count > T(0) ? T(1) / count : V{};
   }
-  // No row is left, unless it is shorter than a chunk.
-  const Index<T> last_column =
-      static_cast<Index<T>>(bin.width < kRowCells ? bin.width : bin.width - kRowCells);
+  Before<T> before[kPackBoxes / kLanes<T>] = {};
   for (int64_t j = 0; j < plan.chunks; ++j) {
-    T weights[kRowCells][kPackBoxes];
-    T derivatives[kRowCells][kPackBoxes];
+    T along_x[2 * kRowCells][kPackBoxes];
+    const int64_t rest = pack.x.cells - j * kRowCells;
+    const int64_t columns = rest < kRowCells ? rest : kRowCells;
     for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
-      const I begin = load(x.first + b) + static_cast<Index<T>>(j * kRowCells);
-      const I column = begin < last_column ? begin : I{} + last_column;
-      at(plan.column[j] + b) = column;
-      // Beyond these no box reads a column of this chunk.
-      const I end = load(x.first + b) + load(x.cells + b) - column;
-      const I within =
-          end < static_cast<Index<T>>(kRowCells) ? end : I{} + static_cast<Index<T>>(kRowCells);
-      const int64_t columns = largest<T>(within > 0 ? within : I{});
+      const I first = load(x.first + b) + static_cast<Index<T>>(j * kRowCells);
       I bits{};
-      for (int64_t k = columns; k < kRowCells; ++k) {
-        at(weights[k] + b) = V{};
-        if constexpr (kDerivatives) at(derivatives[k] + b) = V{};
-      }
       for (int64_t k = 0; k < columns; ++k) {
-        const I cell = column + static_cast<Index<T>>(k);
-        // Cells before `begin` belong to the chunk before.
-        weigh<T, kDerivatives, kSamples>(
-            x,
-            bin.samples,
-            b,
-            cell >= begin ? cell : I{} + kNeverRead<T>,
-            weight,
-            derivative,
-            read);
-        at(weights[k] + b) = weight;
-        if constexpr (kDerivatives) at(derivatives[k] + b) = derivative;
+        const I cell = first + static_cast<Index<T>>(k);
+        weigh<T, kSamples>(
+            x, bin.samples, b, cell, before[b / kLanes<T>], weight, derivative, read);
+        at(along_x[k] + b) = weight;
+        at(along_x[kRowCells + k] + b) = derivative;
         bits |= read & (Index<T>(1) << k);
       }
-      at(plan.read_x[j] + b) = bits;
-    }
-    for (int64_t b = 0; b < kPackBoxes; b += 8) {
-      transpose_eight(weights[0] + b, kPackBoxes, plan.weight_x[j][b], kRowCells);
-      if constexpr (kDerivatives) {
-        transpose_eight(derivatives[0] + b, kPackBoxes, plan.derivative_x[j][b], kRowCells);
+      for (int64_t k = columns; k < kRowCells; ++k) {
+        at(along_x[k] + b) = at(along_x[kRowCells + k] + b) = V{};
       }
+      plan.set_columns(j, b, first, bits, bin.width);
     }
+    plan.set_weights(j, along_x);
   }
 }
 
@@ -370,6 +401,7 @@ void pack_forward(
     const T* plane,
     T* out) {
   Plan<T> plan;
+  RowSums<T> sums;
   for (int64_t q = 0; q < count; ++q, out += stride) {
     prefetch_next(bin, q, count);
     make_plan<T, false>(
@@ -388,11 +420,55 @@ void pack_forward(
         for (int64_t k = 0; k < plan.rows; ++k, p += bin.width) {
           add_product(along, plan.weight_y[k][i], keep(load(p, mask), plan.read_y[k][i]));
         }
-        add_product(sum, along, row_at(plan.weight_x[j][i]));
+        add_product(sum, along, plan.weight_x(j, i));
       }
-      out[i] = sum_of(sum);
+      put(sum, sums.row[i]);
     }
-    for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) at(out + b) *= load(plan.scale + b);
+    sums.turn();
+    for (int64_t b = 0; b < kPackBoxes; b += kPieceLanes<T>) {
+      piece_at(out + b) = sums.sum(b) * piece_at(plan.scale + b);
+    }
+  }
+}
+
+// What the boxes of a pack add to the plane's gradient, and what its cells add to theirs: still kRowCells parts of a sum.
+template <typename T>
+struct Gradients {
+  T factor[kPackCells][kPackBoxes];  // of each row: what weight_x is multiplied by
+  RowSums<T> along_x, along_y;
+};
+
+// kRows: plan.rows where it is known when compiling, else 0.
+template <typename T, bool kInput, bool kShifts, int kRows>
+void add_gradients(
+    const Plan<T>& plan, int64_t width, const T* plane, T* grad_plane, Gradients<T>& gradients) {
+  const int64_t rows = kRows > 0 ? kRows : plan.rows;
+  for (int64_t i = 0; i < kPackBoxes; ++i) {
+    const int64_t top = plan.first_row[i] * width;
+    Row<T> along_x{}, along_y{};
+    for (int64_t j = 0; j < plan.chunks; ++j) {
+      const RowMask<T> mask(plan.read_x[j][i]);
+      const Row<T> weight_x = plan.weight_x(j, i);
+      int64_t cell = top + plan.column[j][i];
+      Row<T> value{}, slope{};
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < rows; ++k, cell += width) {
+        if constexpr (kShifts) {
+          const Row<T> row = keep(load(plane + cell, mask), plan.read_y[k][i]);
+          add_product(value, plan.weight_y[k][i], row);
+          add_product(slope, plan.derivative_y[k][i], row);
+        }
+        if constexpr (kInput) add_at(grad_plane + cell, mask, gradients.factor[k][i], weight_x);
+      }
+      if constexpr (kShifts) {
+        add_product(along_x, value, plan.derivative_x(j, i));
+        add_product(along_y, slope, weight_x);
+      }
+    }
+    if constexpr (kShifts) {
+      put(along_x, gradients.along_x.row[i]);
+      put(along_y, gradients.along_y.row[i]);
+    }
   }
 }
 
@@ -412,7 +488,7 @@ void pack_gradients(
   using V = Vector<T>;
   using I = IndexVector<T>;
   Plan<T> plan;
-  T scaled[kPackCells][kPackBoxes];
+  Gradients<T> gradients;
   for (int64_t q = 0; q < count; ++q) {
     const int64_t first = q * stride;
     if constexpr (kShifts) prefetch_next(bin, q, count);
@@ -427,44 +503,44 @@ void pack_gradients(
         const V factor = load(gradient + first + b) * load(plan.scale + b);
         for (int64_t k = 0; k < plan.rows; ++k) {
           const V product = factor * load(plan.weight_y[k] + b);
-          at(scaled[k] + b) = (V)((I)product & load(plan.read_y[k] + b));
+          at(gradients.factor[k] + b) = (V)((I)product & load(plan.read_y[k] + b));
         }
       }
     }
-    for (int64_t i = 0; i < kPackBoxes; ++i) {
-      const int64_t top = plan.first_row[i] * bin.width;
-      Row<T> along_x{}, along_y{};
-      for (int64_t j = 0; j < plan.chunks; ++j) {
-        const RowMask<T> mask(plan.read_x[j][i]);
-        const Row<T> weight_x = row_at(plan.weight_x[j][i]);
-        int64_t cell = top + plan.column[j][i];
-        Row<T> value{}, slope{};
-        for (int64_t k = 0; k < plan.rows; ++k, cell += bin.width) {
-          if constexpr (kShifts) {
-            const Row<T> row = keep(load(plane + cell, mask), plan.read_y[k][i]);
-            add_product(value, plan.weight_y[k][i], row);
-            add_product(slope, plan.derivative_y[k][i], row);
-          }
-          if constexpr (kInput) add_at(grad_plane + cell, mask, scaled[k][i], weight_x);
-        }
-        if constexpr (kShifts) {
-          add_product(along_x, value, row_at(plan.derivative_x[j][i]));
-          add_product(along_y, slope, weight_x);
-        }
-      }
-      if constexpr (kShifts) {
-        grad_x[first + i] = sum_of(along_x);
-        grad_y[first + i] = sum_of(along_y);
-      }
+    const auto add = [&](auto rows) {
+      add_gradients<T, kInput, kShifts, decltype(rows)::value>(
+          plan, bin.width, plane, grad_plane, gradients);
+    };
+    switch (plan.rows) {
+      case 2:
+        add(std::integral_constant<int, 2>{});
+        break;
+      case 3:
+        add(std::integral_constant<int, 3>{});
+        break;
+      case 4:
+        add(std::integral_constant<int, 4>{});
+        break;
+      case 5:
+        add(std::integral_constant<int, 5>{});
+        break;
+      case 6:
+        add(std::integral_constant<int, 6>{});
+        break;
+      default:
+        add(std::integral_constant<int, 0>{});
     }
     if constexpr (kShifts) {
-      for (int64_t b = 0; b < kPackBoxes; b += kLanes<T>) {
-        const V scale = load(plan.scale + b);
-        const V factor = load(gradient + first + b) * scale * bin.gamma;
-        const V along_x = load(grad_x + first + b) * factor * load(packs[q].x.length + b);
-        const V along_y = load(grad_y + first + b) * factor * load(packs[q].y.length + b);
-        at(grad_x + first + b) = scale > T(0) ? along_x : V{};
-        at(grad_y + first + b) = scale > T(0) ? along_y : V{};
+      gradients.along_x.turn();
+      gradients.along_y.turn();
+      for (int64_t b = 0; b < kPackBoxes; b += kPieceLanes<T>) {
+        using P = Piece<T>;
+        const P scale = piece_at(plan.scale + b);
+        const P factor = piece_at(gradient + first + b) * scale * bin.gamma;
+        const P along_x = gradients.along_x.sum(b) * factor * piece_at(packs[q].x.length + b);
+        const P along_y = gradients.along_y.sum(b) * factor * piece_at(packs[q].y.length + b);
+        piece_at(grad_x + first + b) = scale > T(0) ? along_x : P{};
+        piece_at(grad_y + first + b) = scale > T(0) ? along_y : P{};
       }
     }
   }
