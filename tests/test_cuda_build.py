@@ -12,14 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("8.0", "9.0")
 
+
+def why_not() -> str:
+    """Why nothing can be compiled for CUDA here; empty where it can."""
+    if shutil.which("nvcc") is None:
+        return "nvcc, the CUDA compiler, is missing"
+    told = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)", told)
+    wanted = (torch.version.cuda or "").partition(".")[0]
+    if found is None or found[1] != wanted:
+        return f"nvcc is not of torch's CUDA, {torch.version.cuda}"
+    return ""
+
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("cuda_build"),
-    pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc, the CUDA compiler, is missing"),
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
 
 

@@ -30,7 +30,7 @@ def load_exported(path: str, format: str, num_threads: int = 0) -> Callable[[Ten
     """
     if format == "torch-export":
         with open(path, "rb") as file:  # by name it would have to end in .pt2
-            # torch 2.10 would refuse sizes whose feature maps are odd where the example's were even.
+            # torch 2.10 would refuse sizes whose maps are odd where the example's were even.
             return torch.export.load(file).module(check_guards=False)
     if format == "torchscript":
         traced = torch.jit.load(path)
