@@ -4,7 +4,6 @@
 // A thread owns the planes of an offset group for some positions of the grid, and with them the gradients of the offsets
 // that move their bins, so that nothing is added to from two sides. A plane stays in its cache while all boxes pool from it.
 #include <cmath>
-#include <limits>
 #include <tuple>
 #include <type_traits>
 
@@ -36,17 +35,6 @@ struct Boxes {
 
   Boxes(const PoolShape& s, const RoIRule& rule, const T* rois);
 };
-
-// How many cells a bin can read along an axis, from the first to the last; never too small.
-template <typename T>
-T cells_of_bin(T length, int64_t bins, int64_t extent, const RoIRule& rule) {
-  const T step = length / static_cast<T>(bins) / static_cast<T>(rule.samples);
-  // What may be lost by rounding: a bin of more than kPackCells cells does not matter.
-  const T error = T(4) * std::numeric_limits<T>::epsilon() * static_cast<T>(extent + kPackCells);
-  // From the cell of the first sample to the neighbour of the last one's.
-  const T cells = std::floor(step * static_cast<T>(rule.samples - 1) + error) + T(3);
-  return cells < static_cast<T>(extent) ? cells : static_cast<T>(extent);
-}
 
 template <typename T>
 Boxes<T>::Boxes(const PoolShape& s, const RoIRule& rule, const T* rois) {
@@ -570,7 +558,8 @@ Tensor deform_ps_roi_pool(
     const Tensor rows = dense<T>(rois);
     const std::optional<Tensor> shifts = dense_or_none<T>(offset);
     const T* corners = static_cast<const T*>(rows.data_ptr());
-    const RowLayout layout(s, format == MemoryFormat::ChannelsLast, sizeof(T));
+    const bool last = format == MemoryFormat::ChannelsLast;
+    const RowLayout layout(s, last, s.height, sizeof(T), kForwardRowBytes);
     if (layout.positions > 0) {
       forward_rows<S>(s, rule, layout, input, corners, data_or_null<T>(shifts), output);
       return;
@@ -614,7 +603,9 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
         need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
     const Tensor* to_input = need_input ? &grad_input : nullptr;
     T* to_offset = need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr;
-    const RowLayout layout(s, format == MemoryFormat::ChannelsLast, sizeof(T));
+    const bool last = format == MemoryFormat::ChannelsLast;
+    const int64_t lines = last ? most_lines(s, rule, corners) : s.height;
+    const RowLayout layout(s, last, lines, sizeof(T), kBackwardRowBytes);
     if (layout.positions > 0) {
       backward_rows<S>(
           s,

@@ -1,6 +1,9 @@
 // What deformable RoI pooling and its position-sensitive kind share on the CPU: the boxes of a picture, a bin's cells.
 #pragma once
 
+#include <cmath>
+#include <limits>
+
 #include "../pool_shape.h"
 #include "../roi_geometry.h"
 #include "../tensors.h"
@@ -18,6 +21,24 @@ std::vector<std::vector<int64_t>> boxes_of_pictures(
     boxes[n < 0 ? s.batch : n].push_back(r);
   }
   return boxes;
+}
+
+// How many cells a bin can read along an axis, from the first to the last; never too small.
+template <typename T>
+T cells_of_bin(T length, int64_t bins, int64_t extent, const RoIRule& rule) {
+  const T step = length / static_cast<T>(bins) / static_cast<T>(rule.samples);
+  // What may be lost by rounding: positions within a map and bins of some cells.
+  const T error = T(4) * std::numeric_limits<T>::epsilon() * static_cast<T>(extent + 64);
+  // From the cell of the first sample to the neighbour of the last one's.
+  const T cells = std::floor(step * static_cast<T>(rule.samples - 1) + error) + T(3);
+  return cells < static_cast<T>(extent) ? cells : static_cast<T>(extent);
+}
+
+// bin_axis, the same bits wherever it is called: a compiler may fuse a product and a sum in one place and not in another.
+template <typename T>
+__attribute__((noinline)) BinAxis<T> same_bin_axis(
+    T start, T length, int64_t bin, int64_t bins, T shift, int64_t extent, const RoIRule& rule) {
+  return bin_axis(start, length, bin, bins, shift, extent, rule);
 }
 
 // The cells that one bin reads, as lists per axis and as their product.
@@ -46,7 +67,8 @@ struct BinCells {
     const int64_t pw = bin % s.pooled_w;
     const T shift_x = offset ? offset[0] : T(0);
     const T shift_y = offset ? offset[s.bins()] : T(0);
-    const BinAxis<T> y_axis = bin_axis(roi.y, roi.height, ph, s.pooled_h, shift_y, s.height, rule);
+    const BinAxis<T> y_axis =
+        same_bin_axis(roi.y, roi.height, ph, s.pooled_h, shift_y, s.height, rule);
     const BinAxis<T> x_axis = bin_axis(roi.x, roi.width, pw, s.pooled_w, shift_x, s.width, rule);
     const int count_y = axis_cells(y_axis, y.data(), &y_size);
     const int count_x = axis_cells(x_axis, x.data(), &x_size);

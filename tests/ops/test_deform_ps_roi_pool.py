@@ -159,7 +159,8 @@ def test_packs_match_reference(
 
 
 # Eight classes or more that share an offset are pooled together, up to 32 at a time; of a
-# channels-last map, neighbouring positions are laid out together.
+# channels-last map, neighbouring positions are laid out together; its gradient is made a few lines
+# of the map at a time, as many as the tallest bin reads.
 SHARED: dict[str, dict[str, Any]] = {
     "8 classes": {"out_channels": 8},
     "40 classes of three pictures": {"out_channels": 40, "batch": 3, "rois": 9},
@@ -168,6 +169,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "more bins than positions": {"out_channels": 9, "group_size": 3, "output_size": (4, 5)},
     "17 samples": {"out_channels": 8, "size": (20, 30), "sampling_ratio": 17},
     "rigid": {"out_channels": 33, "class_groups": None},
+    "some lines of the map at a time": {"out_channels": 9, "size": (40, 6), "output_size": 7},
+    "lines that no bin reads": {"out_channels": 9, "size": (90, 5), "rois": 2, "output_size": 9},
 }
 
 
