@@ -38,7 +38,7 @@ test: setup  ## all tests
 benchmark: setup  ## operators and networks beside torchvision, ONNX Runtime and dense convolutions (10 minutes, alone)
 	@$(ENV_PYTHON) -W ignore -m benchmarks.run $(BENCHMARK_ARGS)
 
-sanitize: setup  ## the operators' tests, many more examples, on kernels that AddressSanitizer and UBSan watch (half an hour)
+sanitize: setup  ## the operators' tests, many more examples, on kernels that AddressSanitizer and UBSan watch (an hour or more)
 	@$(ENV_PYTHON) -W ignore tools/sanitize.py --jobs $(JOBS) $(SANITIZE_ARGS)
 
 cuda: setup  ## on a GPU machine: builds, tests, sanitizes and benchmarks the CUDA operators; JSON in output/cuda
