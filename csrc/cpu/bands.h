@@ -67,7 +67,7 @@ struct BandLimits {
 // Limits from what there is room for: output rows, map rows that a band's pixels stand on, and map rows that it samples. Of
 // these it has at most eight times as many: each of them is laid out anew for it.
 inline BandLimits band_limits(const ConvShape& s, int64_t rows, int64_t stood_on, int64_t sampled) {
-  if (forced_band_rows() > 0) return {forced_band_rows(), s.height};
+  if (forced_band_rows() > 0) return {std::min(forced_band_rows(), s.out_height), s.height};
   const int64_t step = std::min(s.stride_h, s.height);
   rows = std::clamp<int64_t>(std::min(rows, stood_on / step), 1, s.out_height);
   return {rows, std::min({sampled, 8 * step * rows, s.height})};

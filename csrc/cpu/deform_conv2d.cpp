@@ -316,7 +316,7 @@ void forward(
         kBandBytes / (kSize * row),
         kWindowBytes / (kSize * row));
     rows_size = limits.map_rows * row;
-    sums_size = std::min(limits.rows, s.out_height) * sums_row;
+    sums_size = limits.rows * sums_row;
   } else if (!in_place) {
     staged = std::clamp<int64_t>(kStagingBytes / (kSize * picture_size), 1, s.batch);
     rows_size = staged * picture_size;

@@ -603,6 +603,7 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
         need_offset ? torch::stable::new_empty(*shifts, shifts->sizes()) : not_asked(rois);
     const Tensor* to_input = need_input ? &grad_input : nullptr;
     T* to_offset = need_offset ? static_cast<T*>(grad_offset.data_ptr()) : nullptr;
+    if (!need_input && !need_offset) return std::make_tuple(grad_input, grad_offset);
     const bool last = format == MemoryFormat::ChannelsLast;
     const int64_t lines = last ? most_lines(s, rule, corners) : s.height;
     const RowLayout layout(s, last, lines, sizeof(T), kBackwardRowBytes);
@@ -617,7 +618,7 @@ std::tuple<Tensor, Tensor> deform_ps_roi_pool_backward(
           data_or_null<T>(shifts),
           to_input,
           to_offset);
-    } else if (need_input || need_offset) {
+    } else {
       const Boxes<T> boxes(s, rule, corners);
       backward<S, T>(
           s, rule, grad_output, input, boxes, data_or_null<T>(shifts), to_input, to_offset);
