@@ -5,7 +5,7 @@ from torch.nn.modules.utils import _pair
 
 from d2_deform.ops import deform_ps_roi_pool
 
-from .zero_init import ZeroConv2d, outside_autocast
+from .bin_offset_conv import BinOffsetConv2d
 
 __all__ = ["DeformPSRoIPool"]
 
@@ -13,10 +13,11 @@ __all__ = ["DeformPSRoIPool"]
 class DeformPSRoIPool(nn.Module):
     """Position-sensitive RoI pooling whose bins move (paper section 2.2, figure 4), as in R-FCN.
 
-    Everything learnt is convolutional. Child ``offset_conv``, a 1x1 convolution that starts at
-    zero, predicts offset fields from a feature map; they are pooled by position, rigidly, into one
-    displacement for each bin and offset group; then the score maps are pooled with their bins moved
-    by ``gamma * displacement * (RoI width, RoI height)``.
+    Everything learnt is convolutional. Child ``offset_conv``, a
+    :class:`~d2_deform.layers.bin_offset_conv.BinOffsetConv2d` that starts at zero, predicts offset
+    fields from a feature map and pools them by position, rigidly, into one displacement for each
+    bin and offset group; then the score maps are pooled with their bins moved by
+    ``gamma * displacement * (RoI width, RoI height)``.
 
     Shapes, with k = ``group_size``, K = ``offset_groups``, (Ph, Pw) = ``output_size``:
 
@@ -69,7 +70,15 @@ class DeformPSRoIPool(nn.Module):
         self.offset_conv = (
             None
             if in_channels is None
-            else ZeroConv2d(in_channels, 2 * offset_groups * group_size**2, kernel_size=1)
+            else BinOffsetConv2d(
+                in_channels,
+                offset_groups,
+                group_size,
+                self.output_size,
+                spatial_scale,
+                sampling_ratio,
+                aligned,
+            )
         )
 
     def forward(self, score_map: Tensor, rois: Tensor, feature: Tensor | None = None) -> Tensor:
@@ -110,8 +119,7 @@ class DeformPSRoIPool(nn.Module):
         """
         if self.offset_conv is None:
             raise ValueError("the layer is rigid; with in_channels it has an offset branch")
-        fields = self.offset_conv(feature)
-        return outside_autocast(self._pool, fields.dtype, fields, rois)
+        return self.offset_conv(feature, rois)  # type: ignore[no-any-return]
 
     def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
         return deform_ps_roi_pool(

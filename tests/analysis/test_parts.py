@@ -91,6 +91,7 @@ def test_flops_and_activations_of_parts(rfcn):
     """By hand: res5 has 128 channels on an 8 x 12 map, there are (10 + 1) x 3 x 3 score maps."""
     model, inputs = rfcn
     flops, activations = flops_by_part(model, inputs), activations_by_part(model, inputs)
+    both = {"flops": flops, "activations": activations}
     cells = 8 * 12
     offsets = 3 * 18  # channels of the three offset convolutions
     assert flops["backbone.res5.offsets"] == cells * offsets * 128 * 9
@@ -98,8 +99,10 @@ def test_flops_and_activations_of_parts(rfcn):
     assert flops["roi_heads.conv_new"] == cells * 128 * 128
     score_maps = (10 + 1) * 3 * 3
     assert flops["roi_heads.cls_score"] == cells * 128 * score_maps
-    assert flops["roi_heads.cls_pool.offsets"] == cells * 128 * 2 * score_maps
-    assert activations["roi_heads.cls_pool.offsets"] == cells * 2 * score_maps
+    fields = cells * 2 * score_maps  # and their pooling, of twice as many channels as the scores
+    pooling = {name: 2 * counts["roi_heads.cls_pool"] for name, counts in both.items()}
+    assert flops["roi_heads.cls_pool.offsets"] == fields * 128 + pooling["flops"]
+    assert activations["roi_heads.cls_pool.offsets"] == fields + pooling["activations"]
 
 
 class Clock:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from d2_deform.layers import DeformPSRoIPool, DeformRoIPool, ModulatedDeformConv2d
 from d2_deform.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
@@ -51,8 +52,10 @@ def test_ps_roi_pool(dtype):
     x, feature = torch.rand(2, 2 * 9, 16, 16), torch.rand(2, 5, 16, 16).to(dtype)
     pooling = {**POOLING, "group_size": 3}
     with torch.no_grad():
-        fields = layer.offset_conv(feature.float())
-        offset = deform_ps_roi_pool(fields, ROIS, None, **pooling)
+        fields = conv2d(feature.float(), layer.offset_conv.weight, layer.offset_conv.bias)
+        by_convolution = deform_ps_roi_pool(fields, ROIS, None, **pooling)
+        offset = layer.predict_offset(feature.float(), ROIS)
+        torch.testing.assert_close(offset, by_convolution)  # their order differs
         expected = deform_ps_roi_pool(x.to(dtype), ROIS, offset, **pooling)
         with torch.autocast("cpu", dtype=dtype):
             assert torch.equal(layer.predict_offset(feature, ROIS), offset)

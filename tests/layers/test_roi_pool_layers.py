@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import conv2d
 
 from d2_deform.layers import DeformPSRoIPool, DeformRoIPool
 from d2_deform.ops import reference
@@ -68,7 +69,7 @@ def test_ps_roi_pool_equals_reference():
     layer = ps_layer(in_channels=5, offset_groups=2)
     nn.init.normal_(layer.offset_conv.weight, std=0.3)
     scores, feature = torch.rand(2, 4 * 9, SIZE, SIZE), torch.rand(2, 5, SIZE, SIZE)
-    fields = layer.offset_conv(feature)
+    fields = conv2d(feature, layer.offset_conv.weight, layer.offset_conv.bias)
     assert fields.shape == (2, 2 * 2 * 9, SIZE, SIZE)
     offset = reference.deform_ps_roi_pool(fields, ROIS, None, 3, 3, SCALE, 2)
     assert offset.shape == (3, 4, 3, 3)
