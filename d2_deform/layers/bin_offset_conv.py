@@ -9,6 +9,9 @@ from .zero_init import ZeroConv2d, outside_autocast
 
 __all__ = ["BinOffsetConv2d"]
 
+# Without gradients, RoIs pooled at once: their bins stay in memory that the allocator keeps.
+ROIS_AT_ONCE = 128
+
 
 class BinOffsetConv2d(ZeroConv2d):
     """The offset branch of R-FCN's pooling (paper section 2.2, figure 4).
@@ -84,7 +87,14 @@ class BinOffsetConv2d(ZeroConv2d):
 
     def _pool_and_multiply(self, feature: Tensor, rois: Tensor) -> Tensor:
         # With bins of a RoI as rows of channels, the product needs no copy of them.
-        bins = self._pool(feature.contiguous(memory_format=torch.channels_last), rois)
+        feature = feature.contiguous(memory_format=torch.channels_last)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._pool_and_multiply_rows(feature, rois)
+        parts = rois.split(ROIS_AT_ONCE)
+        return torch.cat([self._pool_and_multiply_rows(feature, part) for part in parts])
+
+    def _pool_and_multiply_rows(self, feature: Tensor, rois: Tensor) -> Tensor:
+        bins = self._pool(feature, rois)
         weight = self.weight.view(-1, self.group_size**2, self.in_channels)
         offset = bins.flatten(2).permute(2, 0, 1) @ weight.permute(1, 2, 0)
         offset = offset.permute(1, 2, 0).unflatten(2, self.output_size)

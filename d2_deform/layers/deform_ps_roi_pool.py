@@ -119,7 +119,7 @@ class DeformPSRoIPool(nn.Module):
         """
         if self.offset_conv is None:
             raise ValueError("the layer is rigid; with in_channels it has an offset branch")
-        return self.offset_conv(feature, rois)  # type: ignore[no-any-return]
+        return self.offset_conv(feature, rois)
 
     def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None = None) -> Tensor:
         return deform_ps_roi_pool(

@@ -81,6 +81,14 @@ def test_convolves_first_where_that_is_less_or_bins_share_positions(kwargs):
     torch.testing.assert_close(layer(feature, ROIS), by_reference(layer, feature))
 
 
+def test_part_of_the_boxes_at_a_time_where_nothing_learns(monkeypatch):
+    monkeypatch.setattr(bin_offset_conv, "ROIS_AT_ONCE", 4)
+    layer, feature = make()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(feature, ROIS), by_reference(layer, feature))
+        assert layer(feature, ROIS[:0]).shape == (0, 6, 3, 3)
+
+
 def test_no_box():
     layer, feature = make()
     feature.requires_grad_()
