@@ -10,21 +10,26 @@ __all__ = ["Times", "in_turn", "timing_row"]
 Times = dict[str, list[float]]
 
 SLOW_SECONDS = 2.0
-"""A call takes part in as many rounds as fit in here, in two at least."""
 
 
-def in_turn(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
-    """Times every call once a round, after one to warm up.
+def in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    seconds: float = SLOW_SECONDS,
+) -> Times:
+    """Times every call once a round, after ``warm_up`` rounds, one at least.
 
-    Each round starts with another call, since a call leaves its data in the caches. Slow calls
-    leave the later rounds (``SLOW_SECONDS``).
+    Each round starts with another call, since a call leaves its data in the caches. A slow call
+    takes part in as many rounds as fit into ``seconds``, in two at least.
 
     Returns:
         Milliseconds of each call, one for each round that it took part in.
     """
     times: Times = {name: [] for name in calls}
-    warm_up = {name: _milliseconds(call) for name, call in calls.items()}
-    shares = {name: max(2, int(1e3 * SLOW_SECONDS / warm_up[name])) for name in calls}
+    for _ in range(warm_up):
+        first = {name: _milliseconds(call) for name, call in calls.items()}
+    shares = {name: max(2.0, 1e3 * seconds // first[name]) for name in calls}
     names = list(calls)
     for i in range(rounds):
         start = i % len(names)
