@@ -6,8 +6,9 @@ ResNet-50 and -101, configs/VOC-Detection, one picture of 600 x 1000 pixels. Wei
 batch norms are fitted to the picture, and the layers that predict offsets so that offsets have a
 standard deviation of 2 cells (convolutions) and of 1 (bins, times gamma = 0.1 of the box). A
 training step is forward, losses, backward and SGD's update, at a rate of 0, so that every
-repetition computes the same; four steps are made to warm up. ``--profile`` only profiles a training step of the deformable
-ResNet-50. ``--quick`` leaves ResNet-101 out, for a picture of 96 x 160 pixels.
+repetition computes the same; four steps are made to warm up. ``--profile`` only profiles a
+training step of the deformable ResNet-50. ``--quick`` leaves ResNet-101 out, for a picture of 96 x
+160 pixels.
 """
 
 import argparse
