@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run every command and Python example of the documentation, in a folder made for it.
+"""Run every command and Python example of the documentation, each page in a folder of its own.
 
     python tools/check_docs.py                          # all pages: about twenty minutes on 2 cores
     python tools/check_docs.py docs/own_data.md         # one
@@ -234,13 +234,16 @@ def run_python(blocks: list[Example], folder: str) -> str:
     return run_command("python page.py", folder)
 
 
-def check(pages: list[str], folder: str) -> tuple[int, int, int]:
-    """How many examples ran, failed, and were not run."""
+def check(page: str) -> tuple[int, int, int]:
+    """How many examples of a page ran, failed, and were not run."""
     ran = failed = left = 0
-    for page in pages:
-        examples = read_examples(page)
-        blocks = [example for example in examples if example.is_python]
-        jobs = [(example.title, example) for example in examples if not example.is_python]
+    examples = read_examples(page)
+    if not examples:
+        return 0, 0, 0
+    blocks = [example for example in examples if example.is_python]
+    jobs = [(example.title, example) for example in examples if not example.is_python]
+    with tempfile.TemporaryDirectory() as folder:
+        make_workspace(folder)
         for title, example in [
             *jobs,
             *([(f"{len(blocks)} Python blocks", None)] if blocks else []),
@@ -263,9 +266,7 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", help="Markdown files; default: all")
     pages = parser.parse_args().pages or find_pages()
     pages = [os.path.relpath(os.path.abspath(page), ROOT) for page in pages]
-    with tempfile.TemporaryDirectory() as folder:
-        make_workspace(folder)
-        ran, failed, left = check(pages, folder)
+    ran, failed, left = map(sum, zip(*map(check, pages), strict=True))
     print(f"docs: {ran} commands and pages of Python ran, {failed} failed, {left} were not run")
     sys.exit(1 if failed else 0)
 
