@@ -48,7 +48,7 @@ docs: .venv-docs/ready  ## the documentation as a site, in build/site
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 	@echo "docs: open $(CURDIR)/build/site/index.html"
 
-docs-check: setup  ## runs every command and Python example of the documentation (half an hour)
+docs-check: setup  ## runs every command and Python example of the documentation (37 minutes beside other work)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -W ignore tools/check_docs.py
 
 .venv-docs/ready: docs/requirements.txt

@@ -30,10 +30,11 @@ def why_not() -> str:
     return ""
 
 
+WHY_NOT = why_not()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("cuda_build"),
-    pytest.mark.skipif(bool(why_not()), reason=why_not()),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 
 

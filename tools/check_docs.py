@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Run every command and Python example of the documentation, each page in a folder of its own.
 
-    python tools/check_docs.py                          # all pages: half an hour on 2 cores
+    python tools/check_docs.py                          # all pages: 37 minutes, beside other work
     python tools/check_docs.py docs/own_data.md         # one
 
 Commands run as they stand, but short: `SHORTER` has what each tool is given besides. Data, pictures

@@ -28,8 +28,8 @@ def in_turn(
     """
     times: Times = {name: [] for name in calls}
     for _ in range(warm_up):
-        first = {name: _milliseconds(call) for name, call in calls.items()}
-    shares = {name: max(2, int(1e3 * seconds / first[name])) for name in calls}
+        warm = {name: _milliseconds(call) for name, call in calls.items()}
+    shares = {name: max(2, int(1e3 * seconds / warm[name])) for name in calls}
     names = list(calls)
     for i in range(rounds):
         start = i % len(names)
